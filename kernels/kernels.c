@@ -1,0 +1,42 @@
+/* kernels.c - the byte layout shared by both devices, and the choice of a device. */
+#include "kernels/kernels.h"
+
+#include "kernels/device.h"
+#include "runtime/base/die.h"
+
+static size_t align64(size_t n) { return (n + 63) / 64 * 64; }
+
+void kernels_layout(struct dims *m)
+{
+    ASSERT(m->P > 0 && m->B % m->P == 0 && m->C % m->B == 0 && m->E % 2 == 0 && m->W >= 1);
+    ASSERT(m->Qr == m->Kr * m->G && m->head_off + m->Hr <= m->Qr);
+    size_t pages = (size_t)(m->B / m->P), kr = (size_t)m->Kr;
+    m->summary_bytes = 2 * (size_t)m->E * (m->summary == SUMMARY_F32 ? 4 : 2);
+    m->kv_bytes = align64(kr * 2 * (size_t)m->B * (size_t)m->E * dtype_bytes(m->kv));
+    m->summaries_bytes = align64(kr * pages * m->summary_bytes);
+    m->last_loaded_bytes = align64(kr * pages * sizeof(int32_t));
+    m->layer_bytes = m->kv_bytes + m->summaries_bytes + m->last_loaded_bytes;
+    m->block_bytes = (size_t)m->L * m->layer_bytes;
+    m->slot_layer_bytes = align64((size_t)m->W * (size_t)m->Hr * ((size_t)m->E + 1) * sizeof(float));
+    m->slot_bytes = (size_t)m->L * m->slot_layer_bytes;
+}
+
+enum status device_open(struct device **out, enum device_kind kind, const struct device_options *o, struct reason *why)
+{
+    if (kind == DEVICE_CPU) return cpu_device_open(out, o, why);
+#ifdef RETRO_HAVE_CUDA
+    return cuda_device_open(out, o, why);
+#else
+    return status_fail(why, STATUS_BAD_OPTION, "--device cuda: this program was built without CUDA: use --device cpu, "
+                                               "or build with -DRETRO_CUDA=ON where nvcc is installed");
+#endif
+}
+
+void device_close(struct device *d)
+{
+    if (d) d->close(d);
+}
+
+const struct ops *device_ops(const struct device *d) { return d->ops; }
+
+const char *device_describe(const struct device *d) { return d->description; }
