@@ -1,0 +1,60 @@
+/* comm.h - collectives between the ranks of a group, behind one small table: self, mpi, nccl.
+ *
+ * Every rank of the group calls the same collectives in the same order (the step plan sees to that). They return void:
+ * a collective that fails cannot be survived by one rank alone and is a DIE with EXIT_CODE_PEER.
+ *
+ * Invariants:
+ *  1. all_reduce gives the same bits on every rank, and from run to run (sums in rank order).
+ *  2. Host collectives (bcast, gather_host, ...) are for start-up and statistics, never inside a step.
+ *  3. Nothing allocates after comm_open; all_reduce and gather refuse more than the sizes given there. */
+#ifndef RETRO_COMM_COMM_H
+#define RETRO_COMM_COMM_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "runtime/base/status.h"
+
+struct comm; /* context; rank 0 is the leader */
+
+struct comm_options {
+    size_t max_reduce; /* most f32 elements of one all_reduce */
+};
+
+/* The process's place in the world, known before any group exists. comm_world_open initialises MPI only when a launcher
+ * started us (or `force`); a lone process needs none. Call once, from the main thread. */
+struct comm_world {
+    int rank, size;
+    int node_rank, node_size; /* among the ranks of this host */
+    char host[64];
+};
+void comm_world_open(struct comm_world *w, int *argc, char ***argv);
+/* Normal end: all ranks arrive, then MPI is finalised. */
+void comm_world_close(void);
+/* Abnormal end of the whole job from any rank at any time; used by the die hook. Does not return. */
+_Noreturn void comm_world_abort(int exit_code);
+
+/* Opens the tensor-parallel group of all ranks of the world: self for one rank, shared memory between ranks of one
+ * host, MPI otherwise. */
+struct comm *comm_open(const struct comm_world *w, const struct comm_options *o);
+void comm_close(struct comm *c);
+
+int comm_rank(const struct comm *c);
+int comm_size(const struct comm *c);
+/* "self", "shared memory, 2 ranks", "MPI, 8 ranks on 2 hosts"; borrowed. */
+const char *comm_describe(const struct comm *c);
+
+/* In place sum of n f32 over the group, in rank order. `stream` is the device's stream (NULL on the CPU). */
+void comm_all_reduce(struct comm *c, float *buffer, size_t n, void *stream);
+/* Uneven gather to rank 0 in host memory: this rank's n_bytes; counts (size) bytes of each rank, displacements implied
+ * in rank order; `all` only matters on rank 0. May be used inside a step (logits). */
+void comm_gather(struct comm *c, const void *mine, size_t n_bytes, void *all, const size_t *counts);
+
+/* Host collectives. */
+void comm_barrier(struct comm *c);
+void comm_bcast(struct comm *c, void *bytes, size_t n); /* from rank 0 */
+void comm_sum_i64(struct comm *c, int64_t *values, int n);
+void comm_min_i64(struct comm *c, int64_t *values, int n);
+void comm_max_i64(struct comm *c, int64_t *values, int n);
+
+#endif
