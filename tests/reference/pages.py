@@ -1,0 +1,107 @@
+"""KV pages of one layer, their exact bounds, and the choice of pages (ALGORITHM.md, steps 1 and 2).
+
+Page j holds positions j*P .. j*P+P-1.  Nothing is ever evicted.  Slots that were never written hold NaN,
+so that an unmasked read shows.  Invariant: low and high are the element-wise min and max of the keys that
+are in the page now, in the storage type; they are recomputed at every write, never widened.
+"""
+import math
+
+import numpy as np
+
+from .rounding import store
+
+
+class LayerPages:
+    """K, V, bounds and last_loaded of one layer: n_kv_heads first, so that [g] is one kv head's state."""
+
+    def __init__(self, n_kv_heads, capacity, page_size, head_dim, kv_dtype, dtype):
+        self.page_size, self.kv_dtype = page_size, kv_dtype
+        n_pages = -(-capacity // page_size)
+        shape = (n_kv_heads, n_pages, page_size, head_dim)
+        self.k = np.full(shape, np.nan, dtype)
+        self.v = np.full(shape, np.nan, dtype)
+        self.low = np.full((n_kv_heads, n_pages, head_dim), np.nan, dtype)
+        self.high = np.full((n_kv_heads, n_pages, head_dim), np.nan, dtype)
+        self.last_loaded = np.full((n_kv_heads, n_pages), -1, np.int32)
+        self.n_tokens = 0
+
+    def write(self, positions, k, v):
+        """Append or overwrite.  positions (n,) ascending; k, v (n, K, E) after rope."""
+        positions = np.asarray(positions)
+        page, slot = positions // self.page_size, positions % self.page_size
+        self.k[:, page, slot] = store(k, self.kv_dtype).transpose(1, 0, 2)
+        self.v[:, page, slot] = store(v, self.kv_dtype).transpose(1, 0, 2)
+        self.n_tokens = max(self.n_tokens, int(positions[-1]) + 1)
+        for j in range(page[0], page[-1] + 1):
+            keys = self.k[:, j, :min(self.page_size, self.n_tokens - j * self.page_size)]
+            self.low[:, j] = store(keys.min(axis=1), self.kv_dtype)
+            self.high[:, j] = store(keys.max(axis=1), self.kv_dtype)
+
+    def positions(self, pages):
+        """Positions of every slot of the given pages, (n * P,)."""
+        return (np.asarray(pages)[:, None] * self.page_size + np.arange(self.page_size)).reshape(-1)
+
+    def keys_values(self, g, pages):
+        """k, v (n * P, E) of kv head g in the given pages."""
+        e = self.k.shape[-1]
+        return self.k[g, pages].reshape(-1, e), self.v[g, pages].reshape(-1, e)
+
+    def n_filled(self, pages):
+        """Written slots in the given pages."""
+        start = np.asarray(pages) * self.page_size
+        return int(np.clip(self.n_tokens - start, 0, self.page_size).sum())
+
+
+def visible(positions, r, window):
+    """Which key positions the query at r may see: none after r, and none that a sliding window has left."""
+    seen = positions <= r
+    return seen if window is None else seen & (positions > r - window)
+
+
+def candidates(p, page_size, window):
+    """Pages with at least one key visible to the query at p, ascending."""
+    first = 0 if window is None else max(0, p - window + 1)
+    return np.arange(first // page_size, p // page_size + 1)
+
+
+def budget_pages(n_pages, page_size, budget, budget_tokens):
+    """k, the number of pages to read: a share of n_pages, or a fixed number of tokens; never under 3."""
+    wanted = budget * n_pages if budget_tokens is None else budget_tokens / page_size
+    return max(3, math.ceil(wanted))
+
+
+def page_scores(q, low, high, alpha):
+    """q (G, E), low and high (n, E) -> (G, n); alpha = 1 is Quest's upper bound of q.k / sqrt(E)."""
+    mid, half = (high + low) / 2, (high - low) / 2
+    return (q @ mid.T + q.dtype.type(alpha) * (np.abs(q) @ half.T)) / np.sqrt(np.asarray(q.shape[1], q.dtype))
+
+
+def group_scores(scores, how):
+    """(G, n) scores of a group -> (n,).  Softmax runs over all candidate pages, the forced ones included."""
+    if how == "max":
+        return scores.max(axis=0)
+    if how == "mean":
+        return scores.mean(axis=0)
+    if how == "softmax":
+        weights = np.exp(scores - scores.max(axis=1, keepdims=True))
+        return (weights / weights.sum(axis=1, keepdims=True)).mean(axis=0)
+    raise ValueError(f"score group {how!r}: use max, mean or softmax")
+
+
+def choose(pages, scores, k, sink_pages):
+    """S: the newest page, the sink pages among `pages`, then the highest others, k in all; ascending.
+
+    pages (n,) ascending page numbers, scores (n,).  Equal scores: the lower page first.  More forced pages
+    than k are all taken.  Also returns the margin between the last page taken and the best one left out
+    (inf when nothing was there to choose), for finding near ties.
+    """
+    forced = pages < sink_pages
+    forced[-1] = True
+    others = np.flatnonzero(~forced)
+    ranked = others[np.argsort(-scores[others], kind="stable")]
+    n_free = max(0, k - int(forced.sum()))
+    taken, left = ranked[:n_free], ranked[n_free:]
+    margin = float(scores[taken[-1]] - scores[left[0]]) if len(taken) and len(left) else math.inf
+    chosen = forced.copy()
+    chosen[taken] = True
+    return pages[chosen], margin
