@@ -19,6 +19,11 @@ bool arena_open(struct arena *a, size_t capacity_bytes)
     return true;
 }
 
+void arena_wrap(struct arena *a, void *base, size_t capacity_bytes)
+{
+    *a = (struct arena){.base = base, .capacity_bytes = capacity_bytes, .borrowed = true};
+}
+
 void *arena_carve(struct arena *a, size_t bytes)
 {
     ASSERT(!a->sealed);
@@ -34,6 +39,6 @@ void arena_seal(struct arena *a) { a->sealed = true; }
 
 void arena_close(struct arena *a)
 {
-    if (a->base) munmap(a->base, a->capacity_bytes);
+    if (a->base && !a->borrowed) munmap(a->base, a->capacity_bytes);
     *a = (struct arena){.sealed = true};
 }

@@ -1,0 +1,32 @@
+/* pages.h - which block record belongs to whom. Integers only; never looks inside a block.
+ *
+ * A block holds B tokens of all layers (kernels.h). Blocks are counted by reference so that several sequences can
+ * share the blocks of a common prefix.
+ *
+ * Invariants (pages_check): a block is on the free list exactly when its count is 0; the free list holds each free
+ * block once; free + used == n_blocks. Allocation takes the most recently freed block (its memory is warm). */
+#ifndef RETRO_PAGES_H
+#define RETRO_PAGES_H
+
+#include <stdint.h>
+
+#include "runtime/base/status.h"
+
+struct pages {
+    int n_blocks, n_free;
+    int32_t *free_list; /* (n_blocks), the first n_free are free, last one is next */
+    int32_t *n_refs;    /* (n_blocks) */
+};
+
+void pages_open(struct pages *p, int n_blocks);
+void pages_close(struct pages *p);
+
+/* Takes n free blocks, each with one reference, or none at all (NO_PAGES). */
+enum status pages_alloc(struct pages *p, int n, int32_t *out_blocks);
+void pages_share(struct pages *p, int32_t block);   /* one more reference to a block in use */
+void pages_release(struct pages *p, int32_t block); /* one less; free at 0 */
+
+/* ASSERTs every invariant; O(n_blocks). */
+void pages_check(const struct pages *p);
+
+#endif

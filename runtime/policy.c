@@ -1,0 +1,50 @@
+#include "runtime/policy.h"
+
+#include <limits.h>
+#include <math.h>
+
+#include "runtime/base/die.h"
+
+const char *policy_kind_name(enum policy_kind k)
+{
+    static const char *const names[POLICY_KIND_COUNT] = {"dense", "quest", "retro"};
+    ASSERT(k < POLICY_KIND_COUNT);
+    return names[k];
+}
+
+int policy_rows(const struct policy *p, int position, int first)
+{
+    ASSERT(position >= first);
+    if (p->kind != POLICY_RETRO) return 1;
+    int available = position - first + 1;
+    return available < p->window ? available : p->window;
+}
+
+int policy_select_count(const struct policy *p, int candidates, int page_tokens)
+{
+    if (p->kind == POLICY_DENSE) return 0;
+    double wanted = p->kv_budget_tokens > 0 ? ceil((double)p->kv_budget_tokens / page_tokens)
+                                            : ceil(p->kv_budget * candidates);
+    if (wanted < 3) wanted = 3;
+    return wanted >= candidates ? 0 : (int)wanted;
+}
+
+struct decode_span policy_span(const struct policy *p, int slot, int row0, int position, int first, int page_tokens,
+                               int sliding_window)
+{
+    int last_page = position / page_tokens;
+    int first_slide = page_first_visible(position, sliding_window, page_tokens);
+    return (struct decode_span){
+        .slot = slot,
+        .row0 = row0,
+        .n_rows = policy_rows(p, position, first),
+        .position = position,
+        .dense_layers = p->kind == POLICY_DENSE ? INT_MAX : p->dense_layers,
+        .n_select = {policy_select_count(p, last_page + 1, page_tokens),
+                     policy_select_count(p, last_page - first_slide + 1, page_tokens)},
+        .n_sink = p->sink_pages,
+        .group = (int32_t)p->score_group,
+        .alpha = p->score_alpha,
+        .keep = p->kind == POLICY_RETRO && p->window > 1,
+    };
+}
