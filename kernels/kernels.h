@@ -148,6 +148,7 @@ struct ops {
     void (*copy)(struct device *d, void *dst, const void *src, size_t bytes);          /* device to device */
     void (*fill)(struct device *d, void *dst, int byte, size_t bytes);
     void (*sync)(struct device *d);
+    int64_t (*mem_available)(struct device *d); /* bytes that mem_alloc may still get (the host's, or the GPU's) */
     void *(*stream)(struct device *d); /* for collectives; NULL on the CPU */
 
     /* --- weights --- */
@@ -219,6 +220,7 @@ struct device_options {
     int n_threads;      /* CPU; 0: the cores this process may run on */
     enum cpu_isa isa;   /* CPU */
     bool pin;           /* CPU: bind threads to cores of the process's mask */
+    enum dtype act;     /* what GEMMs read, equal to dims.act: F32, or BF16 (on the CPU to round as CUDA does) */
     int ordinal;        /* CUDA device */
 };
 

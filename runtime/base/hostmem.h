@@ -1,0 +1,10 @@
+/* hostmem.h - how much memory this process may still take. */
+#ifndef RETRO_BASE_HOSTMEM_H
+#define RETRO_BASE_HOSTMEM_H
+
+#include <stdint.h>
+
+/* Bytes: the least of the kernel's MemAvailable and what the cgroup (v1 or v2) leaves; its page cache counts as free. */
+int64_t hostmem_available(void);
+
+#endif

@@ -1,0 +1,212 @@
+#include "runtime/engine.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "runtime/base/die.h"
+#include "runtime/stage.h"
+#include "runtime/wire.h"
+
+enum message { MESSAGE_STEP = 1, MESSAGE_COUNTERS = 2 };
+
+struct engine {
+    struct model *model;
+    struct comm *comm;
+    struct ctl *ctl;
+    struct stage stage;
+    struct step_limits limits;
+    struct step plan;            /* followers: what arrived */
+    struct wire wire;            /* leader: what is sent */
+    struct engine_output *output; /* (max_out) */
+    /* One rank's results of a step: best (n_out), then rows of logits (n_logits, Vr). */
+    char *mine;
+    size_t mine_capacity;
+    /* Leader: the same of all ranks, one after another, and the logits in vocabulary order (n_logits, V). */
+    char *all;
+    size_t *all_bytes;           /* (size) */
+    float *logits;
+};
+
+static void *need(void *p)
+{
+    if (!p) DIE(EXIT_CODE_MEMORY, "lower --max-seqs", "no host memory for the results of a step");
+    return p;
+}
+
+struct engine *engine_open(struct model *m, struct comm *c, struct ctl *ctl)
+{
+    const struct dims *d = &m->dims;
+    struct engine *e = need(calloc(1, sizeof *e));
+    e->model = m;
+    e->comm = c;
+    e->ctl = ctl;
+    e->limits = (struct step_limits){
+        .n_slots = d->n_slots,
+        .max_rows = d->max_rows,
+        .max_decode = d->max_spans,
+        .max_out = d->max_out,
+        .n_blocks = d->n_blocks,
+        .context = d->C,
+        .block_tokens = d->B,
+        .window = d->W,
+        .vocab = m->arch->vocab,
+        .n_layers = d->L,
+    };
+    stage_open(&e->stage, m);
+    step_open(&e->plan, &e->limits);
+    size_t n_out = (size_t)d->max_out, vocab = (size_t)m->arch->vocab;
+    e->output = need(calloc(n_out, sizeof *e->output));
+    e->mine_capacity = n_out * (sizeof(struct best) + (size_t)d->Vr * sizeof(float));
+    e->mine = need(m->op->host_alloc(m->device, e->mine_capacity));
+    if (comm_rank(c) == 0) {
+        e->all = need(malloc(n_out * ((size_t)comm_size(c) * sizeof(struct best) + vocab * sizeof(float))));
+        e->all_bytes = need(calloc((size_t)comm_size(c), sizeof *e->all_bytes));
+        e->logits = need(malloc(n_out * vocab * sizeof(float)));
+    }
+    return e;
+}
+
+void engine_close(struct engine *e)
+{
+    if (!e) return;
+    stage_close(&e->stage);
+    step_close(&e->plan);
+    wire_close(&e->wire);
+    e->model->op->host_free(e->model->device, e->mine, e->mine_capacity);
+    free(e->output);
+    free(e->all);
+    free(e->all_bytes);
+    free(e->logits);
+    free(e);
+}
+
+const struct step_limits *engine_limits(const struct engine *e) { return &e->limits; }
+
+/* Runs a plan on this rank and brings its results to host memory: best, then the logits that were asked for. */
+static void execute(struct engine *e, const struct step *s, int *n_out, int *n_logits)
+{
+    struct model *m = e->model;
+    struct batch b;
+    struct reason why;
+    if (stage_step(&e->stage, s, &b, &why) != STATUS_OK) DIE(EXIT_CODE_BUG, NULL, "%s", why.text);
+    model_forward(m, &b);
+    size_t row_bytes = (size_t)m->dims.Vr * sizeof(float);
+    char *to = e->mine + (size_t)b.n_out * sizeof(struct best);
+    m->op->download(m->device, e->mine, m->best, (size_t)b.n_out * sizeof(struct best));
+    *n_out = b.n_out;
+    *n_logits = 0;
+    for (int i = 0, out = 0; i < s->n_seqs; i++) {
+        if (s->seq[i].want == STEP_WANT_LOGITS) {
+            m->op->download(m->device, to, m->logits + (size_t)out * (size_t)m->dims.Vr, row_bytes);
+            to += row_bytes;
+            ++*n_logits;
+        }
+        out += s->seq[i].want != STEP_WANT_NOTHING;
+    }
+    m->op->sync(m->device);
+}
+
+/* Every rank's part of the vocabulary, in rank order. */
+static void shard_of(const struct engine *e, int rank, int *first, int *count)
+{
+    shard_deal(e->model->arch->vocab, comm_size(e->comm), rank, first, count);
+}
+
+static void gather(struct engine *e, int n_out, int n_logits)
+{
+    size_t best_bytes = (size_t)n_out * sizeof(struct best);
+    if (comm_rank(e->comm) == 0)
+        for (int r = 0; r < comm_size(e->comm); r++) {
+            int first, count;
+            shard_of(e, r, &first, &count);
+            e->all_bytes[r] = best_bytes + (size_t)n_logits * (size_t)count * sizeof(float);
+        }
+    comm_gather(e->comm, e->mine, best_bytes + (size_t)n_logits * (size_t)e->model->dims.Vr * sizeof(float), e->all,
+                e->all_bytes);
+}
+
+/* Merges the ranks' results: lower ranks hold lower token ids, so a strict comparison keeps the lower id on a tie. */
+static void assemble(struct engine *e, int n_out, int n_logits)
+{
+    size_t vocab = (size_t)e->model->arch->vocab;
+    const char *from = e->all;
+    for (int i = 0; i < n_out; i++) e->output[i].best = -1;
+    for (int r = 0; r < comm_size(e->comm); r++) {
+        int first, count;
+        shard_of(e, r, &first, &count);
+        for (int i = 0; i < n_out; i++, from += sizeof(struct best)) {
+            struct best b;
+            memcpy(&b, from, sizeof b);
+            if (count == 0 || (e->output[i].best >= 0 && !(b.value > e->output[i].best_logit))) continue;
+            e->output[i].best = first + b.index;
+            e->output[i].best_logit = b.value;
+        }
+        for (int i = 0; i < n_logits; i++, from += (size_t)count * sizeof(float))
+            memcpy(e->logits + (size_t)i * vocab + first, from, (size_t)count * sizeof(float));
+    }
+}
+
+void engine_step(struct engine *e, const struct step *s, struct engine_result *r)
+{
+    ASSERT(comm_rank(e->comm) == 0 && s->n_rows > 0);
+    if (comm_size(e->comm) > 1) {
+        wire_pack_step(&e->wire, s);
+        ctl_send(e->ctl, MESSAGE_STEP, e->wire.bytes, e->wire.n_bytes);
+    }
+    int n_out, n_logits;
+    execute(e, s, &n_out, &n_logits);
+    gather(e, n_out, n_logits);
+    assemble(e, n_out, n_logits);
+    const float *logits = e->logits;
+    for (int i = 0, out = 0; i < s->n_seqs; i++) {
+        if (s->seq[i].want == STEP_WANT_NOTHING) continue;
+        bool wanted = s->seq[i].want == STEP_WANT_LOGITS;
+        e->output[out].seq = i;
+        e->output[out].logits = wanted ? logits : NULL;
+        if (wanted) logits += e->model->arch->vocab;
+        out++;
+    }
+    *r = (struct engine_result){.n_outputs = n_out, .output = e->output};
+}
+
+static void sum_counters(struct engine *e, int slot, int64_t counters[COUNTER_COUNT])
+{
+    struct model *m = e->model;
+    m->op->download(m->device, counters, m->counters + (size_t)slot * COUNTER_COUNT,
+                    COUNTER_COUNT * sizeof *counters);
+    m->op->sync(m->device);
+    comm_sum_i64(e->comm, counters, COUNTER_COUNT);
+}
+
+void engine_counters(struct engine *e, int slot, int64_t counters[COUNTER_COUNT])
+{
+    int32_t message = slot;
+    if (comm_size(e->comm) > 1) ctl_send(e->ctl, MESSAGE_COUNTERS, &message, sizeof message);
+    sum_counters(e, slot, counters);
+}
+
+void engine_follow(struct engine *e)
+{
+    uint32_t kind;
+    const void *bytes;
+    size_t n;
+    struct reason why;
+    while (ctl_receive(e->ctl, &kind, &bytes, &n)) {
+        if (kind == MESSAGE_STEP) {
+            if (wire_unpack_step(&e->plan, bytes, n, &why) != STATUS_OK)
+                DIE(EXIT_CODE_PEER, "do all ranks run the same program with the same options?", "%s", why.text);
+            int n_out, n_logits;
+            execute(e, &e->plan, &n_out, &n_logits);
+            gather(e, n_out, n_logits);
+        } else if (kind == MESSAGE_COUNTERS) {
+            int32_t slot;
+            int64_t counters[COUNTER_COUNT];
+            ASSERT(n == sizeof slot);
+            memcpy(&slot, bytes, sizeof slot);
+            ASSERT(slot >= 0 && slot < e->limits.n_slots);
+            sum_counters(e, slot, counters);
+        } else {
+            DIE(EXIT_CODE_PEER, "do all ranks run the same program?", "message of unknown kind %u from rank 0", kind);
+        }
+    }
+}

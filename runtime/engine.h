@@ -1,0 +1,43 @@
+/* engine.h - a model on one or many ranks as one thing that executes steps.
+ *
+ * Rank 0 (the leader) calls engine_step with a plan; it sends the plan to the followers, all ranks run model_forward,
+ * and the leader gets the logits of the whole vocabulary. Followers sit in engine_follow until the leader closes.
+ * Nothing here decides anything: plans come from generate, eval and (later) the scheduler. */
+#ifndef RETRO_ENGINE_H
+#define RETRO_ENGINE_H
+
+#include "comm/ctl.h"
+#include "runtime/model.h"
+#include "runtime/step.h"
+
+struct engine;
+
+/* Collective. The engine borrows all three. */
+struct engine *engine_open(struct model *m, struct comm *c, struct ctl *ctl);
+/* The leader's close ends engine_follow on the followers. */
+void engine_close(struct engine *e);
+
+/* The limits every plan must keep; for step_open and the page table. */
+const struct step_limits *engine_limits(const struct engine *e);
+
+/* One output: a row that the plan wanted something of, in plan order. */
+struct engine_output {
+    int seq;             /* index into step->seq */
+    int32_t best;        /* token with the largest logit; the lower id wins a tie */
+    float best_logit;
+    const float *logits; /* (vocab) when the plan wanted them, else NULL; borrowed until the next step */
+};
+
+struct engine_result {
+    int n_outputs;
+    const struct engine_output *output; /* borrowed until the next step */
+};
+
+/* Leader: executes a plan on all ranks. */
+void engine_step(struct engine *e, const struct step *s, struct engine_result *r);
+/* Leader: counters of one slot, summed over the ranks. */
+void engine_counters(struct engine *e, int slot, int64_t counters[COUNTER_COUNT]);
+/* Followers: executes what the leader sends; returns when it closes. */
+void engine_follow(struct engine *e);
+
+#endif

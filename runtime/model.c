@@ -1,0 +1,238 @@
+#include "runtime/model.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "runtime/base/die.h"
+
+enum status model_files_open(struct model_files *f, const char *dir, struct reason *why)
+{
+    *f = (struct model_files){0};
+    enum status status = arch_load(&f->arch, dir, why);
+    if (status == STATUS_OK) status = tensors_open(&f->tensors, dir, why);
+    if (status == STATUS_OK) status = weights_check(&f->arch, f->tensors, why);
+    if (status != STATUS_OK) model_files_close(f);
+    return status;
+}
+
+void model_files_close(struct model_files *f)
+{
+    tensors_close(f->tensors);
+    *f = (struct model_files){0};
+}
+
+static enum summary_type summary_for(enum dtype kv)
+{
+    return kv == DTYPE_F32 ? SUMMARY_F32 : kv == DTYPE_F16 ? SUMMARY_F16 : SUMMARY_BF16;
+}
+
+static void fill_dims(struct dims *m, const struct arch *a, const struct shard *s, const struct model_options *o)
+{
+    int context = (o->context + o->block_tokens - 1) / o->block_tokens * o->block_tokens;
+    *m = (struct dims){
+        .L = a->n_layers,
+        .D = a->hidden,
+        .E = a->head_dim,
+        .G = a->n_heads / a->n_kv_heads,
+        .Kr = s->n_kv,
+        .Qr = s->n_score,
+        .Hr = s->n_heads,
+        .Fr = s->n_ffn,
+        .Vr = s->n_vocab,
+        .head_off = s->head_first - s->score_first,
+        .vocab_first = s->vocab_first,
+        .P = o->page_tokens,
+        .B = o->block_tokens,
+        .W = o->window,
+        .C = context,
+        .n_slots = o->n_slots,
+        .n_blocks = o->n_slots * (context / o->block_tokens),
+        .max_rows = o->prefill_chunk + o->n_slots * o->window,
+        .max_spans = o->n_slots,
+        .max_out = o->n_slots,
+        .act = o->device_options.act,
+        .kv = o->kv,
+        .summary = summary_for(o->kv),
+        .norm_eps = (float)a->norm_eps,
+        .attention_scale = 1.0f / sqrtf((float)a->head_dim),
+        .kv_owner = s->kv_owner,
+    };
+    kernels_layout(m);
+}
+
+static void carve_state(struct model *m, struct arena *a)
+{
+    const struct dims *d = &m->dims;
+    size_t before = a->used_bytes;
+    m->pool = arena_carve(a, (size_t)d->n_blocks * d->block_bytes);
+    m->plan.kv_bytes = (int64_t)(a->used_bytes - before);
+    before = a->used_bytes;
+    m->slots = arena_carve(a, (size_t)d->n_slots * d->slot_bytes);
+    m->counters = arena_carve(a, (size_t)d->n_slots * COUNTER_COUNT * sizeof(int64_t));
+    m->inv_freq = arena_carve(a, (size_t)d->E / 2 * sizeof(float));
+    m->plan.slots_bytes = (int64_t)(a->used_bytes - before);
+}
+
+static void carve_scratch(struct model *m, struct arena *a)
+{
+    const struct dims *d = &m->dims;
+    size_t before = a->used_bytes, rows = (size_t)d->max_rows, f32 = sizeof(float), act = dtype_bytes(d->act);
+    size_t lists = (size_t)d->max_spans * (size_t)d->Kr;
+    m->x = arena_carve(a, rows * (size_t)d->D * f32);
+    m->h = arena_carve(a, rows * (size_t)d->D * act);
+    m->qkv = arena_carve(a, rows * (size_t)(d->Qr + 2 * d->Kr) * (size_t)d->E * f32);
+    m->q = arena_carve(a, rows * (size_t)d->Qr * (size_t)d->E * f32);
+    m->rope = arena_carve(a, rows * (size_t)d->E * f32);
+    m->pages = arena_carve(a, lists * (size_t)(d->C / d->P) * sizeof(int32_t));
+    m->page_count = arena_carve(a, lists * sizeof(int32_t));
+    m->select_scratch = arena_carve(a, m->op->select_scratch_bytes(d));
+    m->part = arena_carve(a, m->op->attend_part_bytes(d));
+    m->attention = arena_carve(a, rows * (size_t)d->Hr * (size_t)d->E * act);
+    m->y = arena_carve(a, rows * (size_t)d->D * f32);
+    m->gate_up = arena_carve(a, rows * 2 * (size_t)d->Fr * f32);
+    m->act = arena_carve(a, rows * (size_t)d->Fr * act);
+    m->logits = arena_carve(a, (size_t)d->max_out * (size_t)d->Vr * f32);
+    m->best = arena_carve(a, (size_t)d->max_out * sizeof(struct best));
+    m->plan.scratch_bytes = (int64_t)(a->used_bytes - before);
+}
+
+static void carve(struct model *m, struct arena *a, const struct model_files *files)
+{
+    weights_close(&m->weights);
+    weights_carve(&m->weights, a, &files->arch, &m->shard, files->tensors, m->op);
+    m->plan.weights_bytes = (int64_t)a->used_bytes;
+    carve_state(m, a);
+    carve_scratch(m, a);
+    m->plan.total_bytes = (int64_t)a->used_bytes;
+}
+
+/* The whole group fits or nobody starts: the tightest rank decides. */
+static enum status check_fit(struct model *m, const struct model_options *o, struct reason *why)
+{
+    int64_t available = m->op->mem_available(m->device) / (o->node_ranks > 0 ? o->node_ranks : 1);
+    int64_t slack = available - m->plan.total_bytes, least = slack;
+    comm_min_i64(m->comm, &least, 1);
+    if (least >= 0) return STATUS_OK;
+    double gib = 1.0 / (1 << 30);
+    int64_t over_tokens = -least / (m->plan.kv_bytes / ((int64_t)m->dims.n_slots * m->dims.C) + 1) + 1;
+    if (least != slack) return status_fail(why, STATUS_NO_FIT, "another rank has too little memory");
+    return status_fail(why, STATUS_NO_FIT,
+                       "needs %.2f GiB on a rank (weights %.2f, KV %.2f for %d x %d tokens, scratch %.2f), %.2f GiB "
+                       "free: take %lld tokens off --max-context or --max-seqs, or start more ranks",
+                       (double)m->plan.total_bytes * gib, (double)m->plan.weights_bytes * gib,
+                       (double)m->plan.kv_bytes * gib, m->dims.n_slots, m->dims.C,
+                       (double)(m->plan.scratch_bytes + m->plan.slots_bytes) * gib, (double)available * gib,
+                       (long long)over_tokens);
+}
+
+static void fill_constants(struct model *m)
+{
+    float *inv_freq = m->op->host_alloc(m->device, (size_t)m->dims.E / 2 * sizeof(float));
+    if (!inv_freq) DIE(EXIT_CODE_MEMORY, NULL, "no host memory for rope frequencies");
+    arch_rope_frequencies(m->arch, inv_freq, &m->rope_factor);
+    m->op->upload(m->device, m->inv_freq, inv_freq, (size_t)m->dims.E / 2 * sizeof(float));
+    m->op->sync(m->device);
+    m->op->host_free(m->device, inv_freq, (size_t)m->dims.E / 2 * sizeof(float));
+}
+
+enum status model_open(struct model **out, const struct model_files *files, struct comm *comm,
+                       const struct model_options *o, struct reason *why)
+{
+    struct model *m = calloc(1, sizeof *m);
+    if (!m) DIE(EXIT_CODE_MEMORY, NULL, "no memory for the model struct");
+    m->arch = &files->arch;
+    m->comm = comm;
+    shard_make(&m->shard, comm_rank(comm), comm_size(comm), m->arch->n_heads, m->arch->n_kv_heads, m->arch->ffn,
+               m->arch->vocab);
+    enum status status = device_open(&m->device, o->device, &o->device_options, why);
+    if (status != STATUS_OK) {
+        free(m);
+        return status;
+    }
+    m->op = device_ops(m->device);
+    fill_dims(&m->dims, m->arch, &m->shard, o);
+
+    struct arena arena;
+    arena_count(&arena);
+    carve(m, &arena, files);
+    status = check_fit(m, o, why);
+    if (status == STATUS_OK) {
+        m->memory_bytes = arena.used_bytes;
+        m->memory = m->op->mem_alloc(m->device, m->memory_bytes);
+        if (!m->memory)
+            status = status_fail(why, STATUS_NO_FIT, "the system refused %.2f GiB although it seemed free: close other "
+                                 "programs or start more ranks", (double)m->memory_bytes / (1 << 30));
+    }
+    if (status != STATUS_OK) {
+        model_close(m);
+        return status;
+    }
+    arena_wrap(&arena, m->memory, m->memory_bytes);
+    carve(m, &arena, files);
+    arena_seal(&arena);
+    weights_load(&m->weights, m->device, m->arch, &m->shard, files->tensors, o->progress);
+    fill_constants(m);
+    *out = m;
+    return STATUS_OK;
+}
+
+void model_close(struct model *m)
+{
+    if (!m) return;
+    if (m->memory) m->op->mem_free(m->device, m->memory, m->memory_bytes);
+    weights_close(&m->weights);
+    device_close(m->device);
+    free(m);
+}
+
+static void all_reduce(struct model *m, float *buffer, int n_rows)
+{
+    comm_all_reduce(m->comm, buffer, (size_t)n_rows * (size_t)m->dims.D, m->op->stream(m->device));
+}
+
+/* ALGORITHM.md, "One decode step", for all rows of the batch at once. */
+void model_forward(struct model *m, const struct batch *b)
+{
+    const struct ops *op = m->op;
+    const struct dims *dims = &m->dims;
+    const struct weights *w = &m->weights;
+    struct device *d = m->device;
+    int T = b->n_rows;
+
+    op->embed(d, m->x, b, &w->embed, dims);                              /* x (T,D): this rank's vocabulary rows */
+    all_reduce(m, m->x, T);
+    op->rope_table(d, m->rope, b, m->inv_freq, m->rope_factor, dims);    /* rope (T,E/2,2) */
+    const float *delta = NULL;                                           /* what the last sub-layer adds to x */
+
+    for (int l = 0; l < dims->L; l++) {
+        const struct layer_weights *lw = &w->layer[l];
+        struct kv_layer kv = {
+            .blocks = m->pool + (size_t)l * dims->layer_bytes,
+            .slots = m->slots + (size_t)l * dims->slot_layer_bytes,
+            .layer = l,
+            .sliding_window = m->arch->slides[l] ? m->arch->sliding_window : 0,
+        };
+        op->add_norm(d, m->h, m->x, delta, lw->attn_norm, T, dims);      /* h (T,D) */
+        op->linear(d, m->qkv, m->h, &lw->qkv, lw->qkv_bias, T);          /* qkv (T,(Qr+2Kr)*E) */
+        op->rope_store(d, m->q, m->qkv, m->rope, lw->q_norm, lw->k_norm, &kv, b, dims); /* steps 1: q; K, V, bounds */
+        if (b->n_decode > 0) {
+            op->select(d, m->pages, m->page_count, m->q, &kv, b, m->select_scratch, dims);          /* step 2 */
+            op->attend(d, m->part, m->q, &kv, m->pages, m->page_count, b, dims);                    /* steps 3, 4 */
+            op->merge(d, m->attention, m->part, &kv, m->pages, m->page_count, m->counters, b, dims); /* steps 4, 5 */
+        }
+        if (b->n_prompt > 0) op->attend_prompt(d, m->attention, m->q, &kv, b, dims);
+        op->linear(d, m->y, m->attention, &lw->o, lw->o_bias, T);        /* y (T,D): this rank's heads, step 6 */
+        all_reduce(m, m->y, T);
+        op->add_norm(d, m->h, m->x, m->y, lw->mlp_norm, T, dims);        /* x += y; h (T,D) */
+        op->linear(d, m->gate_up, m->h, &lw->gate_up, lw->gate_up_bias, T); /* (T,2*Fr) */
+        op->silu_mul(d, m->act, m->gate_up, T, dims);                    /* (T,Fr) */
+        op->linear(d, m->y, m->act, &lw->down, lw->down_bias, T);        /* y (T,D): this rank's columns */
+        all_reduce(m, m->y, T);
+        delta = m->y;
+    }
+    if (b->n_out == 0) return;
+    op->gather_norm(d, m->h, m->x, delta, w->final_norm, b, dims);       /* h (n_out,D) */
+    op->linear(d, m->logits, m->h, &w->head, NULL, b->n_out);            /* (n_out,Vr) */
+    op->argmax(d, m->best, m->logits, b->n_out, dims);
+}

@@ -1,0 +1,86 @@
+/* model.h - a loaded shard of a model and the one forward pass over it.
+ *
+ * Three nouns: arch (numbers), weights (read-only), and here the state (paged cache, output cache, counters) and
+ * scratch of one step. model_open carves everything from one device allocation; model_forward allocates nothing, looks
+ * at no family name and at no device: it calls ops in order and two all-reduces a layer. */
+#ifndef RETRO_MODEL_H
+#define RETRO_MODEL_H
+
+#include "comm/comm.h"
+#include "kernels/kernels.h"
+#include "runtime/arch.h"
+#include "runtime/memplan.h"
+#include "runtime/shard.h"
+#include "runtime/tensors.h"
+#include "runtime/weights.h"
+
+/* A model folder, opened and checked, nothing loaded. */
+struct model_files {
+    struct arch arch;
+    struct tensors *tensors;
+};
+
+enum status model_files_open(struct model_files *f, const char *dir, struct reason *why);
+void model_files_close(struct model_files *f);
+
+struct model_options {
+    enum device_kind device;
+    struct device_options device_options;
+    int n_slots;       /* sequences on the device at once */
+    int context;       /* most tokens of one sequence; rounded up to whole blocks */
+    int prefill_chunk; /* most prompt rows in a step */
+    int page_tokens, block_tokens;
+    int window;        /* largest w of any sequence */
+    enum dtype kv;
+    bool progress;     /* tell how loading goes */
+    int node_ranks;    /* ranks that share this host's memory */
+};
+
+struct model {
+    const struct arch *arch; /* borrowed from model_files */
+    struct shard shard;
+    struct dims dims;
+    const struct ops *op;
+    struct device *device;
+    struct comm *comm; /* borrowed */
+    struct weights weights;
+    struct memplan plan;
+    void *memory; /* the one device allocation */
+    size_t memory_bytes;
+
+    /* State. */
+    char *pool;            /* n_blocks block records */
+    char *slots;           /* n_slots slot records */
+    int64_t *counters;     /* (n_slots, COUNTER_COUNT) */
+    float *inv_freq;       /* (E/2) */
+    float rope_factor;
+
+    /* Scratch of one step. */
+    float *x;              /* (T, D) residual stream */
+    void *h;               /* (T, D) act: normed x */
+    float *qkv;            /* (T, (Qr+2Kr)*E) */
+    float *q;              /* (T, Qr, E) */
+    float *rope;           /* (T, E/2, 2) */
+    int32_t *pages;        /* (n_decode, Kr, C/P) */
+    int32_t *page_count;   /* (n_decode, Kr) */
+    void *select_scratch;
+    void *part;            /* partial attention outputs */
+    void *attention;       /* (T, Hr*E) act */
+    float *y;              /* (T, D) what o_proj and down_proj add */
+    float *gate_up;        /* (T, 2*Fr) */
+    void *act;             /* (T, Fr) act */
+    float *logits;         /* (n_out, Vr) */
+    struct best *best;     /* (n_out) */
+};
+
+/* Loads this rank's shard. `files` stays open and owned by the caller as long as the model. Does not fit in memory:
+ * NO_FIT with one line; every rank of `comm` returns the same status. */
+enum status model_open(struct model **out, const struct model_files *files, struct comm *comm,
+                       const struct model_options *o, struct reason *why);
+void model_close(struct model *m);
+
+/* One step over the rows of `b`: new keys and values, output cache and counters in the state; logits and best of
+ * b->out_row in scratch. Every rank of the group calls it with the same plan. */
+void model_forward(struct model *m, const struct batch *b);
+
+#endif

@@ -1,0 +1,271 @@
+/* weights.c - names, shapes and slices of every parameter, once, as a walk over them all; checking, carving and
+ * loading are three visitors of that walk, so that they cannot disagree. Names are those of the published Hugging Face
+ * checkpoints of the families in arch.c. */
+#include "runtime/weights.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "runtime/base/clock.h"
+#include "runtime/base/die.h"
+
+/* One parameter of a checkpoint and where its part goes. A matrix goes to rows [to_row, to_row+n_rows) of `matrix`;
+ * a vector's elements [from_row, from_row+n_rows) go to vector[to_row ...]. */
+struct part {
+    char name[96];
+    int n_dims;
+    int64_t shape[2];
+    struct matrix *matrix; /* with `total_rows` x n_cols, or ... */
+    float **vector;        /* ... f32 of total_rows elements */
+    int total_rows;
+    int from_row, n_rows, to_row;
+    int from_col, n_cols;
+    bool keep; /* false: only checked, this rank holds nothing of it (biases added by rank 0) */
+};
+
+struct visitor {
+    enum status (*visit)(struct visitor *v, const struct part *p);
+    const struct tensors *tensors;
+    struct reason *why;
+    struct arena *arena;
+    const struct ops *op;
+    struct device *device;
+    bool progress;
+    int64_t done_bytes, total_bytes, started_us, told_us;
+    float *staging; /* vectors, converted to f32 on the host */
+};
+
+#define VISIT(...)                                                                                                 \
+    do {                                                                                                           \
+        struct part part_ = __VA_ARGS__;                                                                           \
+        snprintf(part_.name, sizeof part_.name, "%s%s", prefix, suffix);                                           \
+        enum status status_ = v->visit(v, &part_);                                                                 \
+        if (status_ != STATUS_OK) return status_;                                                                  \
+    } while (0)
+
+static enum status matrix_part(struct visitor *v, const char *prefix, const char *suffix, struct matrix *m,
+                               int64_t rows, int64_t cols, int total_rows, int from_row, int n_rows, int to_row,
+                               int from_col, int n_cols)
+{
+    VISIT({.n_dims = 2, .shape = {rows, cols}, .matrix = m, .total_rows = total_rows, .from_row = from_row,
+           .n_rows = n_rows, .to_row = to_row, .from_col = from_col, .n_cols = n_cols, .keep = true});
+    return STATUS_OK;
+}
+
+static enum status vector_part(struct visitor *v, const char *prefix, const char *suffix, float **to, int64_t n,
+                               int total_rows, int from_row, int n_rows, int to_row, bool keep)
+{
+    VISIT({.n_dims = 1, .shape = {n}, .vector = to, .total_rows = total_rows, .from_row = from_row, .n_rows = n_rows,
+           .to_row = to_row, .keep = keep});
+    return STATUS_OK;
+}
+
+#define TRY(call)                                                                                                  \
+    do {                                                                                                           \
+        enum status try_ = (call);                                                                                 \
+        if (try_ != STATUS_OK) return try_;                                                                        \
+    } while (0)
+
+static enum status walk_attention(struct layer_weights *w, const struct arch *a, const struct shard *s,
+                                  struct visitor *v, const char *prefix)
+{
+    int E = a->head_dim, D = a->hidden;
+    int q_rows = s->n_score * E, kv_rows = s->n_kv * E, rows = q_rows + 2 * kv_rows;
+    int q0 = s->score_first * E, kv0 = s->kv_first * E;
+    int64_t h_rows = (int64_t)a->n_heads * E, k_rows = (int64_t)a->n_kv_heads * E;
+    TRY(vector_part(v, prefix, "input_layernorm.weight", &w->attn_norm, D, D, 0, D, 0, true));
+    TRY(matrix_part(v, prefix, "self_attn.q_proj.weight", &w->qkv, h_rows, D, rows, q0, q_rows, 0, 0, D));
+    TRY(matrix_part(v, prefix, "self_attn.k_proj.weight", &w->qkv, k_rows, D, rows, kv0, kv_rows, q_rows, 0, D));
+    TRY(matrix_part(v, prefix, "self_attn.v_proj.weight", &w->qkv, k_rows, D, rows, kv0, kv_rows, q_rows + kv_rows,
+                    0, D));
+    if (a->qkv_bias) {
+        TRY(vector_part(v, prefix, "self_attn.q_proj.bias", &w->qkv_bias, h_rows, rows, q0, q_rows, 0, true));
+        TRY(vector_part(v, prefix, "self_attn.k_proj.bias", &w->qkv_bias, k_rows, rows, kv0, kv_rows, q_rows, true));
+        TRY(vector_part(v, prefix, "self_attn.v_proj.bias", &w->qkv_bias, k_rows, rows, kv0, kv_rows,
+                        q_rows + kv_rows, true));
+    }
+    if (a->qk_norm) {
+        TRY(vector_part(v, prefix, "self_attn.q_norm.weight", &w->q_norm, E, E, 0, E, 0, true));
+        TRY(vector_part(v, prefix, "self_attn.k_norm.weight", &w->k_norm, E, E, 0, E, 0, true));
+    }
+    TRY(matrix_part(v, prefix, "self_attn.o_proj.weight", &w->o, D, h_rows, D, 0, D, 0, s->head_first * E,
+                    s->n_heads * E));
+    if (a->o_bias) TRY(vector_part(v, prefix, "self_attn.o_proj.bias", &w->o_bias, D, D, 0, D, 0, s->rank == 0));
+    return STATUS_OK;
+}
+
+static enum status walk_mlp(struct layer_weights *w, const struct arch *a, const struct shard *s, struct visitor *v,
+                            const char *prefix)
+{
+    int D = a->hidden, F = a->ffn, f = s->n_ffn, f0 = s->ffn_first;
+    TRY(vector_part(v, prefix, "post_attention_layernorm.weight", &w->mlp_norm, D, D, 0, D, 0, true));
+    TRY(matrix_part(v, prefix, "mlp.gate_proj.weight", &w->gate_up, F, D, 2 * f, f0, f, 0, 0, D));
+    TRY(matrix_part(v, prefix, "mlp.up_proj.weight", &w->gate_up, F, D, 2 * f, f0, f, f, 0, D));
+    TRY(matrix_part(v, prefix, "mlp.down_proj.weight", &w->down, D, F, D, 0, D, 0, f0, f));
+    if (a->mlp_bias) {
+        TRY(vector_part(v, prefix, "mlp.gate_proj.bias", &w->gate_up_bias, F, 2 * f, f0, f, 0, true));
+        TRY(vector_part(v, prefix, "mlp.up_proj.bias", &w->gate_up_bias, F, 2 * f, f0, f, f, true));
+        TRY(vector_part(v, prefix, "mlp.down_proj.bias", &w->down_bias, D, D, 0, D, 0, s->rank == 0));
+    }
+    return STATUS_OK;
+}
+
+static enum status walk(struct weights *w, const struct arch *a, const struct shard *s, struct visitor *v)
+{
+    int D = a->hidden, V = a->vocab;
+    TRY(matrix_part(v, "model.", "embed_tokens.weight", &w->embed, V, D, s->n_vocab, s->vocab_first, s->n_vocab, 0, 0,
+                    D));
+    for (int l = 0; l < a->n_layers; l++) {
+        char prefix[32];
+        snprintf(prefix, sizeof prefix, "model.layers.%d.", l);
+        TRY(walk_attention(&w->layer[l], a, s, v, prefix));
+        TRY(walk_mlp(&w->layer[l], a, s, v, prefix));
+    }
+    TRY(vector_part(v, "model.", "norm.weight", &w->final_norm, D, D, 0, D, 0, true));
+    if (!a->tied_head)
+        TRY(matrix_part(v, "", "lm_head.weight", &w->head, V, D, s->n_vocab, s->vocab_first, s->n_vocab, 0, 0, D));
+    return STATUS_OK;
+}
+
+static enum status visit_check(struct visitor *v, const struct part *p)
+{
+    const struct tensor *t;
+    return tensors_require(v->tensors, p->name, p->n_dims, p->shape, &t, v->why);
+}
+
+/* The first part of a fused matrix decides its type; a later part of another type widens it to f32. */
+static enum status visit_types(struct visitor *v, const struct part *p)
+{
+    if (!p->matrix) return STATUS_OK;
+    enum dtype dtype = tensors_find(v->tensors, p->name)->dtype;
+    if (p->matrix->n == 0) *p->matrix = (struct matrix){.dtype = dtype, .n = p->total_rows, .k = p->n_cols};
+    if (p->matrix->dtype != dtype) p->matrix->dtype = DTYPE_F32;
+    return STATUS_OK;
+}
+
+static enum status visit_carve(struct visitor *v, const struct part *p)
+{
+    /* Fused parts are visited in order of to_row: the first carves for all. */
+    if (!p->keep || p->to_row != 0) return STATUS_OK;
+    if (p->matrix)
+        p->matrix->data = arena_carve(v->arena, v->op->matrix_bytes(p->matrix->dtype, p->matrix->n, p->matrix->k));
+    else
+        *p->vector = arena_carve(v->arena, (size_t)p->total_rows * sizeof(float));
+    return STATUS_OK;
+}
+
+static void tell_progress(struct visitor *v)
+{
+    int64_t now = clock_us();
+    if (!v->progress || now - v->told_us < 1000000) return;
+    v->told_us = now;
+    double seconds = (double)(now - v->started_us) * 1e-6, rate = (double)v->done_bytes / seconds;
+    LOG_INFO("loading weights: %.1f of %.1f GB, %.2f GB/s, %.0f s to go", (double)v->done_bytes * 1e-9,
+             (double)v->total_bytes * 1e-9, rate * 1e-9, (double)(v->total_bytes - v->done_bytes) / rate);
+}
+
+/* Bytes of the checkpoint that this part reads. */
+static int64_t part_bytes(const struct part *p, const struct tensor *t)
+{
+    return (int64_t)p->n_rows * (p->matrix ? p->n_cols : 1) * (int64_t)dtype_bytes(t->dtype);
+}
+
+static enum status visit_sum(struct visitor *v, const struct part *p)
+{
+    if (p->keep) v->total_bytes += part_bytes(p, tensors_find(v->tensors, p->name));
+    return STATUS_OK;
+}
+
+static float element(const struct tensor *t, size_t i)
+{
+    const char *at = (const char *)t->data + i * dtype_bytes(t->dtype);
+    uint16_t half;
+    float f;
+    if (t->dtype == DTYPE_F32) {
+        memcpy(&f, at, 4);
+        return f;
+    }
+    memcpy(&half, at, 2);
+    return t->dtype == DTYPE_BF16 ? dtype_f32_from_bf16(half) : dtype_f32_from_f16(half);
+}
+
+static enum status visit_load(struct visitor *v, const struct part *p)
+{
+    if (!p->keep) return STATUS_OK;
+    const struct tensor *t = tensors_find(v->tensors, p->name);
+    if (!p->matrix) {
+        for (int i = 0; i < p->n_rows; i++) v->staging[i] = element(t, (size_t)(p->from_row + i));
+        v->op->upload(v->device, *p->vector + p->to_row, v->staging, (size_t)p->n_rows * sizeof(float));
+        v->op->sync(v->device); /* the staging buffer is used again at once */
+        v->done_bytes += part_bytes(p, t);
+        return STATUS_OK;
+    }
+    size_t stride = (size_t)p->shape[1], size = dtype_bytes(t->dtype);
+    const char *src = (const char *)t->data + ((size_t)p->from_row * stride + (size_t)p->from_col) * size;
+    /* About 16 MiB at a time: read-ahead of the next chunk overlaps with the copy of this one. */
+    int chunk = (int)((16u << 20) / (stride * size));
+    chunk = chunk < 64 ? 64 : chunk / 64 * 64;
+    for (int row = 0; row < p->n_rows; row += chunk) {
+        int n = p->n_rows - row < chunk ? p->n_rows - row : chunk;
+        const char *at = src + (size_t)row * stride * size;
+        if (row + n < p->n_rows) tensors_advise(at + (size_t)n * stride * size, (size_t)n * stride * size, 1);
+        v->op->matrix_put(v->device, p->matrix, p->to_row + row, n, at, t->dtype, stride);
+        v->done_bytes += (int64_t)n * p->n_cols * (int64_t)size;
+        tell_progress(v);
+    }
+    tensors_advise(src, (size_t)p->n_rows * stride * size, 0);
+    return STATUS_OK;
+}
+
+enum status weights_check(const struct arch *a, const struct tensors *t, struct reason *why)
+{
+    struct weights w = {.layer = calloc((size_t)a->n_layers, sizeof *w.layer)};
+    if (!w.layer) DIE(EXIT_CODE_MEMORY, NULL, "no memory for the table of %d layers", a->n_layers);
+    struct shard s;
+    shard_make(&s, 0, 1, a->n_heads, a->n_kv_heads, a->ffn, a->vocab);
+    struct visitor v = {.visit = visit_check, .tensors = t, .why = why};
+    enum status status = walk(&w, a, &s, &v);
+    free(w.layer);
+    return status;
+}
+
+void weights_carve(struct weights *w, struct arena *arena, const struct arch *a, const struct shard *s,
+                   const struct tensors *t, const struct ops *op)
+{
+    *w = (struct weights){.layer = calloc((size_t)a->n_layers, sizeof *w->layer)};
+    if (!w->layer) DIE(EXIT_CODE_MEMORY, NULL, "no memory for the table of %d layers", a->n_layers);
+    struct visitor v = {.visit = visit_types, .tensors = t, .arena = arena, .op = op};
+    walk(w, a, s, &v);
+    v.visit = visit_carve;
+    walk(w, a, s, &v);
+    if (a->tied_head) w->head = w->embed;
+}
+
+void weights_load(struct weights *w, struct device *d, const struct arch *a, const struct shard *s,
+                  const struct tensors *t, bool progress)
+{
+    size_t longest = (size_t)(a->hidden > a->ffn ? a->hidden : a->ffn);
+    size_t heads = (size_t)a->n_heads * (size_t)a->head_dim;
+    if (heads > longest) longest = heads;
+    struct visitor v = {.tensors = t, .op = device_ops(d), .device = d, .progress = progress};
+    v.staging = v.op->host_alloc(d, longest * sizeof(float));
+    if (!v.staging) DIE(EXIT_CODE_MEMORY, NULL, "no host memory for a staging buffer");
+    v.started_us = v.told_us = clock_us();
+    v.visit = visit_sum;
+    walk(w, a, s, &v);
+    v.visit = visit_load;
+    walk(w, a, s, &v);
+    v.op->sync(d);
+    v.op->host_free(d, v.staging, longest * sizeof(float));
+    double seconds = (double)(clock_us() - v.started_us) * 1e-6;
+    if (progress)
+        LOG_DEBUG("weights: %.2f GB in %.1f s, %.2f GB/s", (double)v.total_bytes * 1e-9, seconds,
+                  (double)v.total_bytes * 1e-9 / seconds);
+}
+
+void weights_close(struct weights *w)
+{
+    free(w->layer);
+    *w = (struct weights){0};
+}
