@@ -25,6 +25,9 @@ struct shard {
 /* n_ranks in 1..n_heads (ASSERT); sizes as in struct arch. */
 void shard_make(struct shard *s, int rank, int n_ranks, int n_heads, int n_kv_heads, int ffn, int vocab);
 
+/* ASSERTs the invariants above over all ranks of one split; O(n_ranks), cheap enough for every start. */
+void shard_check(int n_ranks, int n_heads, int n_kv_heads, int ffn, int vocab);
+
 /* Even deal of n things over n_ranks: the first n % n_ranks ranks get one more. */
 void shard_deal(int n, int n_ranks, int rank, int *first, int *count);
 
