@@ -21,6 +21,7 @@ struct rope_scaling {
     int original_context;                      /* original_max_position_embeddings */
     double low_freq_factor, high_freq_factor;  /* llama3 */
     double beta_fast, beta_slow;               /* yarn; 32 and 1 unless told */
+    bool truncate;                             /* yarn: the ramp begins and ends at whole dimensions; true unless told */
     double attention_factor;                   /* yarn: multiplies cos and sin; from mscale where the file has it */
 };
 
@@ -36,7 +37,7 @@ struct arch {
     int hidden;         /* D */
     int ffn;            /* F */
     int vocab;          /* V */
-    int context;        /* max_position_embeddings */
+    int context;        /* max_position_embeddings; with yarn at least factor * original_context */
     double norm_eps;
     double rope_theta;
     struct rope_scaling rope;
