@@ -1,4 +1,5 @@
 """Attention of one kv head's query group over a set of keys, and the merge of two such results."""
+
 import numpy as np
 
 

@@ -5,6 +5,7 @@ Logits: for every step the mean and the largest |A - B|, then the number of step
 one first: later flips may follow from it.  Exit status 1 when more than --allowed of the steps are above the
 tolerance, or a selection differs.
 """
+
 import argparse
 import sys
 
@@ -30,7 +31,9 @@ def main(arguments=None):
     p.add_argument("a")
     p.add_argument("b")
     p.add_argument("--tolerance", type=float, default=1e-3)
-    p.add_argument("--allowed", type=float, default=0.05, help="share of steps that may be above the tolerance")
+    p.add_argument(
+        "--allowed", type=float, default=0.05, help="share of steps that may be above the tolerance"
+    )
     o = p.parse_args(arguments)
     a, b = np.load(o.a), np.load(o.b)
     if o.a.endswith(".npz"):
@@ -43,7 +46,9 @@ def main(arguments=None):
     for n in range(len(mean)):
         print(f"row {n}: mean {mean[n]:.3g} max {largest[n]:.3g}")
     n_above = int((mean > o.tolerance).sum())
-    print(f"{n_above} of {len(mean)} rows above {o.tolerance:g}; mean {mean.mean():.3g}, worst {mean.max():.3g}")
+    print(
+        f"{n_above} of {len(mean)} rows above {o.tolerance:g}; mean {mean.mean():.3g}, worst {mean.max():.3g}"
+    )
     return int(n_above > o.allowed * len(mean))
 
 

@@ -8,6 +8,7 @@ activation, partial rotary embeddings, rope types beyond default, linear, llama3
 Sources: Llama 2 (arXiv 2307.09288), Mistral 7B (2310.06825), Qwen2 (2407.10671), Qwen3 (2505.09388),
 YaRN (2309.00071), and the configuration pages of `transformers`.
 """
+
 import dataclasses
 import json
 import math
@@ -93,14 +94,17 @@ def yarn_frequencies(plain, scaling, theta, head_dim, max_positions):
 
 
 def llama3_frequencies(plain, scaling):
-    """Llama 3.1: waves longer than the old context are slowed by the factor, short ones stay, a blend between."""
+    """Llama 3.1: waves longer than the old context are slowed by the factor, short ones stay, a blend between
+    (the model card's reference code).
+    """
     factor, original = scaling["factor"], scaling["original_max_position_embeddings"]
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
     wavelength = 2.0 * math.pi / plain
     smooth = np.clip((original / wavelength - low) / (high - low), 0.0, 1.0)
     blended = (1.0 - smooth) * plain / factor + smooth * plain
-    return np.where(wavelength > original / low, plain / factor,
-                    np.where(wavelength < original / high, plain, blended))
+    return np.where(
+        wavelength > original / low, plain / factor, np.where(wavelength < original / high, plain, blended)
+    )
 
 
 def rope_frequencies(raw, head_dim):
@@ -134,17 +138,31 @@ def parse(raw):
     n_kv_heads = raw.get("num_key_value_heads") or row["kv_heads"] or n_heads
     head_dim = raw.get("head_dim") or row["head_dim"] or raw["hidden_size"] // n_heads
     if n_heads % n_kv_heads or head_dim % 2:
-        raise ValueError(f"config.json: {n_heads} heads, {n_kv_heads} kv heads, head_dim {head_dim} do not fit")
+        raise ValueError(
+            f"config.json: {n_heads} heads, {n_kv_heads} kv heads, head_dim {head_dim} do not fit"
+        )
     biases = row["biases"]
     if biases == "config":
         biases = "qkvo" if raw.get("attention_bias", False) else ""
     inv_freq, gain = rope_frequencies(raw, head_dim)
-    return Config(family=family, n_layers=raw["num_hidden_layers"], dim=raw["hidden_size"], n_heads=n_heads,
-                  n_kv_heads=n_kv_heads, head_dim=head_dim, ffn_dim=raw["intermediate_size"],
-                  vocab=raw["vocab_size"], eps=raw.get("rms_norm_eps", row["eps"]), biases=biases,
-                  mlp_bias=family == "llama" and raw.get("mlp_bias", False), qk_norm=row["qk_norm"],
-                  tied=raw.get("tie_word_embeddings", False),
-                  windows=layer_windows(family, raw, raw["num_hidden_layers"]), inv_freq=inv_freq, rope_gain=gain)
+    return Config(
+        family=family,
+        n_layers=raw["num_hidden_layers"],
+        dim=raw["hidden_size"],
+        n_heads=n_heads,
+        n_kv_heads=n_kv_heads,
+        head_dim=head_dim,
+        ffn_dim=raw["intermediate_size"],
+        vocab=raw["vocab_size"],
+        eps=raw.get("rms_norm_eps", row["eps"]),
+        biases=biases,
+        mlp_bias=family == "llama" and raw.get("mlp_bias", False),
+        qk_norm=row["qk_norm"],
+        tied=raw.get("tie_word_embeddings", False),
+        windows=layer_windows(family, raw, raw["num_hidden_layers"]),
+        inv_freq=inv_freq,
+        rope_gain=gain,
+    )
 
 
 def read(folder):

@@ -8,6 +8,7 @@ A record of what every step read can be had through `observer`, called as observ
 with record: pages, chosen (S), scores (candidates, or None where all pages were read), margin, and met, a
 dict {revised position: U_r}.  Tests and the selection dump are written on it.
 """
+
 import dataclasses
 
 import numpy as np
@@ -47,7 +48,9 @@ class Counters:
 
     @property
     def exposure(self):
-        return 1.0 if self.pages_loaded == 0 else (self.pages_loaded + self.pages_met_later) / self.pages_loaded
+        return (
+            1.0 if self.pages_loaded == 0 else (self.pages_loaded + self.pages_met_later) / self.pages_loaded
+        )
 
     @property
     def kv_read_share(self):
@@ -61,8 +64,10 @@ class Decoder:
         self.window = settings.window if settings.policy == "retro" else 1
         # Under the dense policy every layer is a dense layer.
         self.n_dense = c.n_layers if settings.policy == "dense" else min(settings.dense_layers, c.n_layers)
-        self.layers = [LayerPages(c.n_kv_heads, capacity, settings.page_size, c.head_dim, settings.kv_dtype,
-                                  model.dtype) for _ in range(c.n_layers)]
+        self.layers = [
+            LayerPages(c.n_kv_heads, capacity, settings.page_size, c.head_dim, settings.kv_dtype, model.dtype)
+            for _ in range(c.n_layers)
+        ]
         self.output_cache = [{} for _ in range(c.n_layers)]  # {position: (O (H, E), lse (H,))}
         self.entry = {}  # {position: hidden state (D,) entering the first sparse layer}
         self.n_tokens = 0
@@ -71,11 +76,11 @@ class Decoder:
         self.counters = Counters()
 
     def prefill(self, tokens, chunk=512):
-        """Dense attention over the prompt, `chunk` rows at a time.  Returns the logits after its last token."""
+        """Dense attention over the prompt, `chunk` rows at a time; returns the logits after its last token."""
         if self.first is not None:
             raise ValueError("the prompt comes before the first step")
         for start in range(0, len(tokens), chunk):
-            part = tokens[start:start + chunk]
+            part = tokens[start : start + chunk]
             positions = np.arange(self.n_tokens, self.n_tokens + len(part))
             x = self.model.embed(part)
             for i in range(self.model.config.n_layers):
@@ -170,7 +175,7 @@ class Decoder:
         return o
 
     def select(self, i, g, q):
-        """Pages for the new row's query group q (G, E): (candidates, chosen, their scores or None, margin)."""
+        """Pages for the new row's query group q (G, E): (candidates, chosen, scores or None, margin)."""
         s, layer = self.settings, self.layers[i]
         pages = paging.candidates(layer.n_tokens - 1, layer.page_size, self.model.config.windows[i])
         k = paging.budget_pages(len(pages), layer.page_size, s.kv_budget, s.kv_budget_tokens)

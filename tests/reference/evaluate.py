@@ -6,6 +6,7 @@ The first --prompt ids of --tokens are prefilled densely, the next --steps are f
 0 .. steps-1 for the tokens that were fed.  Beyond `retro eval`: --float64, and --dump-selection for the
 pages of every step, layer and kv head (see `SelectionDump`).
 """
+
 import argparse
 import json
 import os
@@ -26,6 +27,7 @@ def at_least(low):
         if value < low:
             raise argparse.ArgumentTypeError(f"a whole number from {low}")
         return value
+
     return parse
 
 
@@ -45,7 +47,9 @@ def parser():
     p.add_argument("--score-alpha", type=float)
     p.add_argument("--score-group", choices=("max", "mean", "softmax"))
     p.add_argument("--sink-pages", type=at_least(0))
-    p.add_argument("--preset", choices=("paper",), help="score as the paper does; options given beside it win")
+    p.add_argument(
+        "--preset", choices=("paper",), help="score as the paper does; options given beside it win"
+    )
     p.add_argument("--kv-dtype", choices=("f32", "f16", "bf16"), default="bf16")
     p.add_argument("--prefill-chunk", type=at_least(1), default=512)
     p.add_argument("--threads", type=at_least(1), help="threads of NumPy's BLAS")
@@ -75,6 +79,7 @@ class SelectionDump:
 
     def __init__(self, n_steps, n_layers, n_kv_heads, n_pages):
         import numpy as np
+
         shape = (n_steps, n_layers, n_kv_heads, n_pages)
         self.chosen, self.met = np.zeros(shape, bool), np.zeros(shape, bool)
         self.scores = np.full(shape, np.nan, np.float32)
@@ -91,6 +96,7 @@ class SelectionDump:
 
     def save(self, path):
         import numpy as np
+
         np.savez_compressed(path, chosen=self.chosen, met=self.met, scores=self.scores, margin=self.margin)
 
 
@@ -98,6 +104,7 @@ def evaluate(model, tokens, n_prompt, n_steps, settings, greedy=False, chunk=512
     """Returns (result dict of the JSON line, logits (n_steps + 1, vocabulary) float32)."""
     import numpy as np
     from .decoder import Decoder
+
     decoder = Decoder(model, settings, n_prompt + n_steps, observer)
     logits = np.empty((n_steps + 1, model.config.vocab), np.float32)
     logits[0] = decoder.prefill(tokens[:n_prompt], chunk)
@@ -110,9 +117,14 @@ def evaluate(model, tokens, n_prompt, n_steps, settings, greedy=False, chunk=512
         fed.append(token)
     seconds = time.perf_counter() - start
     nll = float(loss / n_steps)
-    result = dict(nll=nll, ppl=float(np.exp(nll)), exposure=decoder.counters.exposure,
-                  pages_loaded=decoder.counters.pages_loaded, kv_read_share=decoder.counters.kv_read_share,
-                  tokens_per_s=n_steps / seconds)
+    result = dict(
+        nll=nll,
+        ppl=float(np.exp(nll)),
+        exposure=decoder.counters.exposure,
+        pages_loaded=decoder.counters.pages_loaded,
+        kv_read_share=decoder.counters.kv_read_share,
+        tokens_per_s=n_steps / seconds,
+    )
     if greedy:
         result["tokens"] = fed
     return result, logits
@@ -122,13 +134,21 @@ def run(options):
     import numpy as np
     from .decoder import PAPER, Settings
     from .model import Model
+
     scoring = PAPER if options.preset == "paper" else {}
     for name in ("score_alpha", "score_group", "sink_pages"):
         if getattr(options, name) is not None:
             scoring = {**scoring, name: getattr(options, name)}
-    settings = Settings(policy=options.policy, window=options.window, kv_budget=options.kv_budget,
-                        kv_budget_tokens=options.kv_budget_tokens, page_size=options.page_size,
-                        dense_layers=options.dense_layers, kv_dtype=options.kv_dtype, **scoring)
+    settings = Settings(
+        policy=options.policy,
+        window=options.window,
+        kv_budget=options.kv_budget,
+        kv_budget_tokens=options.kv_budget_tokens,
+        page_size=options.page_size,
+        dense_layers=options.dense_layers,
+        kv_dtype=options.kv_dtype,
+        **scoring,
+    )
     model = Model.load(options.model, np.float64 if options.float64 else np.float32)
     n_fed = options.prompt + (0 if options.greedy else options.steps)
     tokens = read_tokens(options.tokens, n_fed, model.config.vocab)
@@ -136,8 +156,16 @@ def run(options):
     if options.dump_selection:
         n_pages = -(-(options.prompt + options.steps) // options.page_size)
         observer = SelectionDump(options.steps, model.config.n_layers, model.config.n_kv_heads, n_pages)
-    result, logits = evaluate(model, tokens, options.prompt, options.steps, settings, options.greedy,
-                              options.prefill_chunk, observer)
+    result, logits = evaluate(
+        model,
+        tokens,
+        options.prompt,
+        options.steps,
+        settings,
+        options.greedy,
+        options.prefill_chunk,
+        observer,
+    )
     if options.dump_logits:
         np.save(options.dump_logits, logits)
     if observer is not None:

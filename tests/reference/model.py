@@ -3,6 +3,7 @@
 Rows are independent here: every function takes (n, ...) rows with their own positions.  Matrices are
 stored as Hugging Face stores them, (out, in), and applied as x @ W.T.
 """
+
 import numpy as np
 
 from . import config as configs
@@ -34,13 +35,24 @@ class Model:
             layer, at = Layer(), f"model.layers.{i}."
             layer.norm_attn = take(at + "input_layernorm.weight", c.dim)
             layer.norm_mlp = take(at + "post_attention_layernorm.weight", c.dim)
-            for name, n_out, n_in in (("q", n_q, c.dim), ("k", n_kv, c.dim), ("v", n_kv, c.dim), ("o", c.dim, n_q)):
+            for name, n_out, n_in in (
+                ("q", n_q, c.dim),
+                ("k", n_kv, c.dim),
+                ("v", n_kv, c.dim),
+                ("o", c.dim, n_q),
+            ):
                 setattr(layer, name, take(f"{at}self_attn.{name}_proj.weight", n_out, n_in))
                 bias = take(f"{at}self_attn.{name}_proj.bias", n_out) if name in c.biases else None
                 setattr(layer, name + "_bias", bias)
-            for name, n_out, n_in in (("gate", c.ffn_dim, c.dim), ("up", c.ffn_dim, c.dim), ("down", c.dim, c.ffn_dim)):
+            for name, n_out, n_in in (
+                ("gate", c.ffn_dim, c.dim),
+                ("up", c.ffn_dim, c.dim),
+                ("down", c.dim, c.ffn_dim),
+            ):
                 setattr(layer, name, take(f"{at}mlp.{name}_proj.weight", n_out, n_in))
-                setattr(layer, name + "_bias", take(f"{at}mlp.{name}_proj.bias", n_out) if c.mlp_bias else None)
+                setattr(
+                    layer, name + "_bias", take(f"{at}mlp.{name}_proj.bias", n_out) if c.mlp_bias else None
+                )
             layer.q_norm = take(at + "self_attn.q_norm.weight", c.head_dim) if c.qk_norm else None
             layer.k_norm = take(at + "self_attn.k_norm.weight", c.head_dim) if c.qk_norm else None
             self.layers.append(layer)
@@ -59,7 +71,7 @@ class Model:
         return x / np.sqrt(mean_square + x.dtype.type(self.config.eps)) * weight
 
     def rope(self, x, positions):
-        """x (n, heads, E): dimension i turns with i + E/2 (Hugging Face's half split) by position * inv_freq[i].
+        """x (n, heads, E): dimension i turns with i + E/2 (Hugging Face's split) by position * inv_freq[i].
 
         The angle is taken in float64, so a late position loses nothing.
         """

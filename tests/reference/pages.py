@@ -4,6 +4,7 @@ Page j holds positions j*P .. j*P+P-1.  Nothing is ever evicted.  Slots that wer
 so that an unmasked read shows.  Invariant: low and high are the element-wise min and max of the keys that
 are in the page now, in the storage type; they are recomputed at every write, never widened.
 """
+
 import math
 
 import numpy as np
@@ -33,7 +34,7 @@ class LayerPages:
         self.v[:, page, slot] = store(v, self.kv_dtype).transpose(1, 0, 2)
         self.n_tokens = max(self.n_tokens, int(positions[-1]) + 1)
         for j in range(page[0], page[-1] + 1):
-            keys = self.k[:, j, :min(self.page_size, self.n_tokens - j * self.page_size)]
+            keys = self.k[:, j, : min(self.page_size, self.n_tokens - j * self.page_size)]
             self.low[:, j] = store(keys.min(axis=1), self.kv_dtype)
             self.high[:, j] = store(keys.max(axis=1), self.kv_dtype)
 

@@ -3,6 +3,7 @@
 Values stay float32 (or float64) arrays; `store` returns the values that survive a trip through the
 storage type, rounded to nearest with ties to even.  An f16 overflow becomes infinity, as IEEE 754 says.
 """
+
 import numpy as np
 
 KV_BYTES = {"f32": 4, "f16": 2, "bf16": 2}

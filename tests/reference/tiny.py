@@ -3,6 +3,7 @@
 Weights are drawn so that attention is uneven (the q and k projections are scaled up), biases and norm
 weights are not trivial, and every size may be odd.
 """
+
 import json
 import os
 
@@ -10,11 +11,23 @@ import numpy as np
 
 from .rounding import to_bf16
 
-SIZES = dict(vocab_size=61, hidden_size=24, intermediate_size=37, num_hidden_layers=5, num_attention_heads=6,
-             num_key_value_heads=2, head_dim=8, rms_norm_eps=1e-5, rope_theta=10000.0,
-             max_position_embeddings=512, tie_word_embeddings=False, hidden_act="silu")
-ARCHITECTURES = dict(llama="LlamaForCausalLM", mistral="MistralForCausalLM", qwen2="Qwen2ForCausalLM",
-                     qwen3="Qwen3ForCausalLM")
+SIZES = dict(
+    vocab_size=61,
+    hidden_size=24,
+    intermediate_size=37,
+    num_hidden_layers=5,
+    num_attention_heads=6,
+    num_key_value_heads=2,
+    head_dim=8,
+    rms_norm_eps=1e-5,
+    rope_theta=10000.0,
+    max_position_embeddings=512,
+    tie_word_embeddings=False,
+    hidden_act="silu",
+)
+ARCHITECTURES = dict(
+    llama="LlamaForCausalLM", mistral="MistralForCausalLM", qwen2="Qwen2ForCausalLM", qwen3="Qwen3ForCausalLM"
+)
 
 
 def make(family, seed=0, **overrides):
@@ -33,17 +46,29 @@ def make(family, seed=0, **overrides):
     def vector(n, mean, spread):
         return (mean + spread * rng.standard_normal(n)).astype(np.float32)
 
-    tensors = {"model.embed_tokens.weight": matrix(raw["vocab_size"], d, np.sqrt(d)),
-               "model.norm.weight": vector(d, 1.0, 0.2)}
+    tensors = {
+        "model.embed_tokens.weight": matrix(raw["vocab_size"], d, np.sqrt(d)),
+        "model.norm.weight": vector(d, 1.0, 0.2),
+    }
     if not raw["tie_word_embeddings"]:
         tensors["lm_head.weight"] = matrix(raw["vocab_size"], d, 2.0)
     for i in range(raw["num_hidden_layers"]):
         at = f"model.layers.{i}."
         tensors[at + "input_layernorm.weight"] = vector(d, 1.0, 0.2)
         tensors[at + "post_attention_layernorm.weight"] = vector(d, 1.0, 0.2)
-        for name, n_out, n_in, gain in (("q", n_q, d, 1.6), ("k", n_kv, d, 1.6), ("v", n_kv, d, 1.0), ("o", d, n_q, 1.5)):
+        for name, n_out, n_in, gain in (
+            ("q", n_q, d, 1.6),
+            ("k", n_kv, d, 1.6),
+            ("v", n_kv, d, 1.0),
+            ("o", d, n_q, 1.5),
+        ):
             tensors[f"{at}self_attn.{name}_proj.weight"] = matrix(n_out, n_in, gain)
-            if family == "qwen2" and name != "o" or raw.get("attention_bias") and family in ("llama", "qwen3"):
+            if (
+                family == "qwen2"
+                and name != "o"
+                or raw.get("attention_bias")
+                and family in ("llama", "qwen3")
+            ):
                 tensors[f"{at}self_attn.{name}_proj.bias"] = vector(n_out, 0.0, 0.3)
         if family == "qwen3":
             tensors[at + "self_attn.q_norm.weight"] = vector(e, 1.4, 0.2)

@@ -5,6 +5,7 @@ data_offsets}}, then the data; offsets count from the end of the JSON.  bf16, f1
 returned as float32.  Every other type, a truncated file and a missing tensor are a ValueError that names
 the file and the tensor.
 """
+
 import json
 import os
 
