@@ -10,6 +10,7 @@
 #ifndef RETRO_COMM_COMM_H
 #define RETRO_COMM_COMM_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -22,13 +23,14 @@ struct comm_options {
 };
 
 /* The process's place in the world, known before any group exists. comm_world_open initialises MPI only when a launcher
- * started us (or `force`); a lone process needs none. Call once, from the main thread. */
+ * started us (`launched`, which launcher/boot.c reads from the environment); a lone process needs none. Call once, from
+ * the main thread. */
 struct comm_world {
     int rank, size;
     int node_rank, node_size; /* among the ranks of this host */
     char host[64];
 };
-void comm_world_open(struct comm_world *w, int *argc, char ***argv);
+void comm_world_open(struct comm_world *w, bool launched);
 /* Normal end: all ranks arrive, then MPI is finalised. */
 void comm_world_close(void);
 /* Abnormal end of the whole job from any rank at any time; used by the die hook. Does not return. */

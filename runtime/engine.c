@@ -82,6 +82,13 @@ void engine_close(struct engine *e)
 
 const struct step_limits *engine_limits(const struct engine *e) { return &e->limits; }
 
+double engine_token_bytes(const struct engine *e)
+{
+    return 2.0 * e->model->dims.E * (double)dtype_bytes(e->model->dims.kv);
+}
+
+double engine_summary_bytes(const struct engine *e) { return (double)e->model->dims.summary_bytes; }
+
 /* Runs a plan on this rank and brings its results to host memory: best, then the logits that were asked for. */
 static void execute(struct engine *e, const struct step *s, int *n_out, int *n_logits)
 {

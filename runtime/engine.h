@@ -20,6 +20,10 @@ void engine_close(struct engine *e);
 /* The limits every plan must keep; for step_open and the page table. */
 const struct step_limits *engine_limits(const struct engine *e);
 
+/* Bytes of one token's key and value, and of one page's summary, in one layer and kv head. */
+double engine_token_bytes(const struct engine *e);
+double engine_summary_bytes(const struct engine *e);
+
 /* One output: a row that the plan wanted something of, in plan order. */
 struct engine_output {
     int seq;             /* index into step->seq */

@@ -1,0 +1,69 @@
+/* options.h - the command line and config file as one struct, made from options.def.
+ *
+ * Order: defaults, then --preset, then --config FILE, then the command line. Unknown names, bad values, values out of
+ * range, options that the command does not take and options given twice are refused with one line that says what is
+ * possible. Nothing else in the program reads argv or the environment (launcher/boot.c reads the launcher's). */
+#ifndef RETRO_OPTIONS_H
+#define RETRO_OPTIONS_H
+
+#include <limits.h>
+#include <stdbool.h>
+#include <stdio.h>
+
+#include "runtime/base/status.h"
+#include "runtime/policy.h"
+
+/* One bit per command; the table of commands is in launcher/main.c. */
+enum {
+    CMD_GENERATE = 1,
+    CMD_EVAL = 2,
+    CMD_INFO = 4,
+    CMD_TOKENIZE = 8,
+    CMD_RUN = CMD_GENERATE | CMD_EVAL,
+    CMD_MODEL = CMD_RUN | CMD_INFO,
+    CMD_ALL = CMD_MODEL | CMD_TOKENIZE,
+};
+
+#define OPTIONS_UNSET INT_MIN
+#define OPTIONS_LIST_MAX 16
+
+struct option_list {
+    char *item[OPTIONS_LIST_MAX];
+    int n_items;
+};
+
+#define OPTION_TYPE_STRING char *
+#define OPTION_TYPE_INT int
+#define OPTION_TYPE_REAL double
+#define OPTION_TYPE_FLAG bool
+#define OPTION_TYPE_CHOICE int
+#define OPTION_TYPE_LIST struct option_list
+
+struct options {
+#define GROUP(title)
+#define OPTION(kind, field, ...) OPTION_TYPE_##kind field; /* STRING: owned, NULL when not given */
+#include "runtime/options.def"
+#undef OPTION
+#undef GROUP
+    struct {
+#define GROUP(title)
+#define OPTION(kind, field, ...) bool field;
+#include "runtime/options.def"
+#undef OPTION
+#undef GROUP
+    } given; /* on the command line or in the config file */
+};
+
+/* Parses argv[first..argc) for the command with bit `command`. Caller closes (also after a failure). */
+enum status options_parse(struct options *o, int command, int argc, char **argv, int first, struct reason *why);
+void options_close(struct options *o);
+
+/* --help of one command. */
+void options_print_help(FILE *f, int command);
+/* All options as a commented config file: what configs/default.conf holds. */
+void options_print_config(FILE *f);
+
+/* The sequence policy that the options name, after checks that need several of them. */
+enum status options_policy(const struct options *o, struct policy *p, struct reason *why);
+
+#endif
