@@ -19,7 +19,8 @@
 struct tensor {
     const char *name;   /* owned by the set */
     const void *data;   /* inside the mapping; unaligned for the element type is possible: read through memcpy */
-    enum dtype dtype;
+    enum dtype dtype;       /* DTYPE_COUNT where the file's type is not one of ours */
+    const char *dtype_text; /* as the file says it, "BF16"; static storage */
     int n_dims;
     int64_t shape[TENSOR_DIMS_MAX];
     size_t bytes;
@@ -33,7 +34,8 @@ enum status tensors_open(struct tensors **out, const char *dir, struct reason *w
 void tensors_close(struct tensors *t); /* NULL is fine */
 
 int tensors_count(const struct tensors *t);
-const struct tensor *tensors_at(const struct tensors *t, int i); /* file order; for `retro info` */
+/* By file, then by place in it; for `retro info`. Pointers to tensors hold until the next tensors_add_header. */
+const struct tensor *tensors_at(const struct tensors *t, int i);
 /* NULL when there is none of that name. */
 const struct tensor *tensors_find(const struct tensors *t, const char *name);
 /* Looks up and checks the exact shape; the line names the tensor, what was found and what config.json implies. */
@@ -44,7 +46,8 @@ int64_t tensors_total_bytes(const struct tensors *t);
 /* Tells the kernel that [data, data+bytes) is wanted soon / no longer wanted (madvise, page aligned inside). */
 void tensors_advise(const void *data, size_t bytes, int wanted);
 
-/* One file's header, parsed and checked against `file_bytes`; the fuzz target. Adds to `t` made by tensors_new(). */
+/* One file's header, parsed and checked against `file_bytes`; the fuzz target. Adds to `t` made by tensors_new(), or
+ * leaves it as it was. `map` stays the caller's and must outlive `t`. */
 struct tensors *tensors_new(void);
 enum status tensors_add_header(struct tensors *t, const char *file, const void *map, size_t file_bytes,
                                struct reason *why);
