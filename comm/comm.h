@@ -6,7 +6,7 @@
  * Invariants:
  *  1. all_reduce gives the same bits on every rank, and from run to run (sums in rank order).
  *  2. Host collectives (bcast, gather_host, ...) are for start-up and statistics, never inside a step.
- *  3. Nothing allocates after comm_open; all_reduce and gather refuse more than the sizes given there. */
+ *  3. Nothing allocates after comm_reserve; all_reduce refuses more than what was reserved. */
 #ifndef RETRO_COMM_COMM_H
 #define RETRO_COMM_COMM_H
 
@@ -17,10 +17,6 @@
 #include "runtime/base/status.h"
 
 struct comm; /* context; rank 0 is the leader */
-
-struct comm_options {
-    size_t max_reduce; /* most f32 elements of one all_reduce */
-};
 
 /* The process's place in the world, known before any group exists. comm_world_open initialises MPI only when a launcher
  * started us (`launched`, which launcher/boot.c reads from the environment); a lone process needs none. Call once, from
@@ -38,8 +34,11 @@ _Noreturn void comm_world_abort(int exit_code);
 
 /* Opens the tensor-parallel group of all ranks of the world: self for one rank, shared memory between ranks of one
  * host, MPI otherwise. */
-struct comm *comm_open(const struct comm_world *w, const struct comm_options *o);
+struct comm *comm_open(const struct comm_world *w);
 void comm_close(struct comm *c);
+
+/* Collective: makes room for all_reduce of up to n_f32 elements. */
+void comm_reserve(struct comm *c, size_t n_f32);
 
 int comm_rank(const struct comm *c);
 int comm_size(const struct comm *c);

@@ -146,9 +146,12 @@ enum status model_open(struct model **out, const struct model_files *files, stru
     shard_make(&m->shard, comm_rank(comm), comm_size(comm), m->arch->n_heads, m->arch->n_kv_heads, m->arch->ffn,
                m->arch->vocab);
     enum status status = device_open(&m->device, o->device, &o->device_options, why);
-    if (status != STATUS_OK) {
+    int64_t opened = status == STATUS_OK, everywhere = opened;
+    comm_min_i64(comm, &everywhere, 1); /* nobody goes on to collectives alone */
+    if (!everywhere) {
+        device_close(m->device);
         free(m);
-        return status;
+        return opened ? status_fail(why, STATUS_BAD_OPTION, "another rank could not open its device") : status;
     }
     m->op = device_ops(m->device);
     fill_dims(&m->dims, m->arch, &m->shard, o);

@@ -1,0 +1,110 @@
+#define _GNU_SOURCE
+#include "launcher/session.h"
+
+#include <sched.h>
+#include <string.h>
+
+#include "runtime/base/die.h"
+
+int session_fail(const struct comm_world *w, enum status status, const struct reason *why)
+{
+    if (w->rank == 0) LOG_ERROR("%s", why->text);
+    return status_exit_code(status);
+}
+
+static enum status check_ranks(const struct session *s, struct reason *why)
+{
+    int ranks = s->world.size;
+    if (s->options->tp != OPTIONS_UNSET && s->options->tp != ranks)
+        return status_fail(why, STATUS_BAD_OPTION, "--tp %d: %d rank%s started; start with mpirun -n %d", s->options->tp,
+                           ranks, ranks == 1 ? " was" : "s were", s->options->tp);
+    if (ranks > s->files.arch.n_heads)
+        return status_fail(why, STATUS_BAD_OPTION, "%d ranks: the model has %d query heads, start at most that many",
+                           ranks, s->files.arch.n_heads);
+    return STATUS_OK;
+}
+
+enum status session_prepare(struct session *s, const struct options *o, const struct comm_world *w, struct reason *why)
+{
+    *s = (struct session){.world = *w, .options = o};
+    s->comm = comm_open(w);
+    if (w->rank != 0) return STATUS_OK;
+    enum status status = options_policy(o, &s->policy, why);
+    if (status == STATUS_OK && !o->model)
+        status = status_fail(why, STATUS_BAD_OPTION, "--model DIR is missing: a Hugging Face model folder");
+    if (status == STATUS_OK) status = model_files_open(&s->files, o->model, why);
+    if (status == STATUS_OK) status = check_ranks(s, why);
+    /* A shallow model simply has no layer beyond its last to be dense. */
+    if (status == STATUS_OK && s->policy.dense_layers > s->files.arch.n_layers)
+        s->policy.dense_layers = s->files.arch.n_layers;
+    return status;
+}
+
+enum status session_agree(struct session *s, enum status status, int *context, const struct reason *why)
+{
+    int verdict[2] = {(int)status, *context};
+    comm_bcast(s->comm, verdict, sizeof verdict);
+    *context = verdict[1];
+    status = (enum status)verdict[0];
+    if (status != STATUS_OK || s->world.rank == 0) {
+        if (status != STATUS_OK) session_fail(&s->world, status, why);
+        return status;
+    }
+    /* Rank 0 found the folder good: if this rank cannot read it, its view of the file system differs. */
+    struct reason mine;
+    status = model_files_open(&s->files, s->options->model, &mine);
+    if (status != STATUS_OK)
+        DIE(status_exit_code(status), "rank 0 read the same folder: is the file system mounted on every host?", "%s",
+            mine.text);
+    return STATUS_OK;
+}
+
+/* The cores this process may use, shared fairly when the launcher did not bind the ranks of a host apart. */
+static int default_threads(const struct comm_world *w)
+{
+    cpu_set_t set;
+    int cores = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
+    int share = cores / w->node_size;
+    return share > 0 ? share : 1;
+}
+
+enum status session_load(struct session *s, int context, int n_slots, struct reason *why)
+{
+    const struct options *o = s->options;
+    struct model_options m = {
+        .device = (enum device_kind)o->device,
+        .device_options = {.n_threads = o->threads == OPTIONS_UNSET ? default_threads(&s->world) : o->threads,
+                           .isa = (enum cpu_isa)o->cpu_isa,
+                           .pin = s->world.node_size == 1,
+                           .ordinal = s->world.node_rank},
+        .n_slots = n_slots,
+        .context = context,
+        .prefill_chunk = o->prefill_chunk < context ? o->prefill_chunk : context,
+        .page_tokens = o->page_size,
+        .block_tokens = o->block_size,
+        .window = o->policy == POLICY_RETRO ? o->window : 1,
+        .kv = (enum dtype)o->kv_dtype,
+        .progress = s->world.rank == 0,
+        .node_ranks = s->world.node_size,
+    };
+    enum status status = model_open(&s->model, &s->files, s->comm, &m, why);
+    if (status != STATUS_OK) return status;
+    comm_reserve(s->comm, (size_t)s->model->dims.max_rows * (size_t)s->model->dims.D);
+    s->ctl = ctl_open(s->comm, &s->world, 60);
+    s->engine = engine_open(s->model, s->comm, s->ctl);
+    if (s->world.rank == 0)
+        LOG_INFO("%s %d layers, %s, %s, %s KV, %.2f GiB a rank", s->files.arch.family, s->files.arch.n_layers,
+                 device_describe(s->model->device), comm_describe(s->comm), dtype_name(s->model->dims.kv),
+                 (double)s->model->plan.total_bytes / (1 << 30));
+    return STATUS_OK;
+}
+
+void session_close(struct session *s)
+{
+    if (s->ctl) ctl_close(s->ctl);
+    engine_close(s->engine);
+    model_close(s->model);
+    model_files_close(&s->files);
+    if (s->comm) comm_close(s->comm);
+    *s = (struct session){0};
+}

@@ -1,0 +1,38 @@
+/* session.h - everything a running command needs, opened in the order in which it can fail.
+ *
+ * Rank 0 checks options and files first and tells the others the verdict, so that a bad folder is one line and one exit
+ * code however many ranks there are. */
+#ifndef RETRO_LAUNCHER_SESSION_H
+#define RETRO_LAUNCHER_SESSION_H
+
+#include "comm/comm.h"
+#include "comm/ctl.h"
+#include "runtime/engine.h"
+#include "runtime/options.h"
+#include "runtime/tokenizer.h"
+
+struct session {
+    struct comm_world world;
+    const struct options *options;
+    struct comm *comm;
+    struct ctl *ctl;
+    struct model_files files;
+    struct policy policy;
+    struct model *model;
+    struct engine *engine;
+};
+
+/* Opens the group; on rank 0 the policy and the model files too. Returns the status on rank 0; follow it with
+ * session_agree, also after a failure. */
+enum status session_prepare(struct session *s, const struct options *o, const struct comm_world *w, struct reason *why);
+/* Collective: everyone learns rank 0's status and how many tokens a sequence needs. On failure rank 0 prints `why`. */
+enum status session_agree(struct session *s, enum status status, int *context, const struct reason *why);
+/* Collective: loads the model and opens the engine for n_slots sequences of `context` tokens. */
+enum status session_load(struct session *s, int context, int n_slots, struct reason *why);
+/* Collective; ends engine_follow on the followers. */
+void session_close(struct session *s);
+
+/* Prints one error line on rank 0 and gives the status's exit code. */
+int session_fail(const struct comm_world *w, enum status status, const struct reason *why);
+
+#endif
