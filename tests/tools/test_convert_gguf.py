@@ -1,5 +1,6 @@
-"""scripts/fetch-model and scripts/convert_gguf.py: numbers against direct formulas, a whole conversion of a tiny GGUF
-file made here, what is refused, and the real model in models/ (made by scripts/fetch-model)."""
+"""scripts/fetch-model and scripts/convert_gguf.py: numbers against direct formulas, a whole conversion of a
+tiny GGUF file made here, what is refused, and the real model in models/ (made by scripts/fetch-model)."""
+
 import importlib.util
 import json
 import os
@@ -27,14 +28,30 @@ convert_gguf = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(convert_gguf)
 
 D, F, LAYERS, HEADS, KV_HEADS, E, VOCAB = 64, 96, 2, 4, 2, 16, 300
-MATRICES = {"attn_q": (HEADS * E, D), "attn_k": (KV_HEADS * E, D), "attn_v": (KV_HEADS * E, D),
-            "attn_output": (D, HEADS * E), "ffn_gate": (F, D), "ffn_up": (F, D), "ffn_down": (D, F)}
-NAMES = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm", "attn_q": "self_attn.q_proj",
-         "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj",
-         "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj"}
+MATRICES = {
+    "attn_q": (HEADS * E, D),
+    "attn_k": (KV_HEADS * E, D),
+    "attn_v": (KV_HEADS * E, D),
+    "attn_output": (D, HEADS * E),
+    "ffn_gate": (F, D),
+    "ffn_up": (F, D),
+    "ffn_down": (D, F),
+}
+NAMES = {
+    "attn_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
 
 
 # ---- numbers
+
 
 def test_bf16_is_the_nearest_with_ties_to_even():
     bits = np.random.default_rng(0).integers(0, 2**32, 200000, dtype=np.uint64).astype(np.uint32)
@@ -88,21 +105,34 @@ def blocks_q8_0(x):
 
 # ---- a tiny file, converted whole
 
+
 def write_gguf(path, change=lambda fields, tensors: None):
     """A GGUF file like the real one in small; returns {Hugging Face name: values it should give}."""
     rng = np.random.default_rng(2)
     tok = json.loads(tiny_tokenizer.build("smollm", VOCAB)[0])
     special = {t["id"] for t in tok["added_tokens"]}
-    fields = {"llama.block_count": LAYERS, "llama.context_length": 512, "llama.embedding_length": D,
-              "llama.feed_forward_length": F, "llama.attention.head_count": HEADS,
-              "llama.attention.head_count_kv": KV_HEADS, "llama.rope.dimension_count": E,
-              "llama.rope.freq_base": 100000.0, "llama.attention.layer_norm_rms_epsilon": 1e-5,
-              "llama.vocab_size": VOCAB, "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "smollm",
-              "tokenizer.ggml.tokens": list(tok["model"]["vocab"]),
-              "tokenizer.ggml.token_type": [3 if i in special else 1 for i in range(VOCAB)],
-              "tokenizer.ggml.merges": tok["model"]["merges"], "tokenizer.ggml.bos_token_id": 1,
-              "tokenizer.ggml.eos_token_id": 2, "tokenizer.ggml.unknown_token_id": 0,
-              "tokenizer.ggml.padding_token_id": 2, "tokenizer.chat_template": tiny_tokenizer.CHATS["chatml"]}
+    fields = {
+        "llama.block_count": LAYERS,
+        "llama.context_length": 512,
+        "llama.embedding_length": D,
+        "llama.feed_forward_length": F,
+        "llama.attention.head_count": HEADS,
+        "llama.attention.head_count_kv": KV_HEADS,
+        "llama.rope.dimension_count": E,
+        "llama.rope.freq_base": 100000.0,
+        "llama.attention.layer_norm_rms_epsilon": 1e-5,
+        "llama.vocab_size": VOCAB,
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "smollm",
+        "tokenizer.ggml.tokens": list(tok["model"]["vocab"]),
+        "tokenizer.ggml.token_type": [3 if i in special else 1 for i in range(VOCAB)],
+        "tokenizer.ggml.merges": tok["model"]["merges"],
+        "tokenizer.ggml.bos_token_id": 1,
+        "tokenizer.ggml.eos_token_id": 2,
+        "tokenizer.ggml.unknown_token_id": 0,
+        "tokenizer.ggml.padding_token_id": 2,
+        "tokenizer.chat_template": tiny_tokenizer.CHATS["chatml"],
+    }
     tensors, values = {}, {}
 
     def put(name, hf, x, blocks=None, kind=None):
@@ -112,7 +142,13 @@ def write_gguf(path, change=lambda fields, tensors: None):
     def normal(*shape):
         return rng.standard_normal(shape).astype(np.float32)
 
-    put("token_embd.weight", "model.embed_tokens", normal(VOCAB, D), blocks_q8_0, gguf.GGMLQuantizationType.Q8_0)
+    put(
+        "token_embd.weight",
+        "model.embed_tokens",
+        normal(VOCAB, D),
+        blocks_q8_0,
+        gguf.GGMLQuantizationType.Q8_0,
+    )
     put("output_norm.weight", "model.norm", normal(D))
     for i in range(LAYERS):
         for short, long in NAMES.items():
@@ -124,7 +160,12 @@ def write_gguf(path, change=lambda fields, tensors: None):
     change(fields, tensors)
     writer = gguf.GGUFWriter(path, fields.pop("general.architecture", "llama"))
     for key, value in fields.items():
-        add = {str: writer.add_string, int: writer.add_uint32, float: writer.add_float32, list: writer.add_array}
+        add = {
+            str: writer.add_string,
+            int: writer.add_uint32,
+            float: writer.add_float32,
+            list: writer.add_array,
+        }
         add[type(value)](key, value)
     for name, (raw, kind) in tensors.items():
         writer.add_tensor(name, raw, raw_dtype=kind)
@@ -136,7 +177,8 @@ def write_gguf(path, change=lambda fields, tensors: None):
 
 
 def row_in_hf(head, i):
-    """The row of Hugging Face's q or k that GGUF keeps at place i of a head: even places are the first half."""
+    """The row of Hugging Face's q or k that GGUF keeps at place i of a head: even places are the first
+    half."""
     return head * E + i // 2 + (i % 2) * (E // 2)
 
 
@@ -154,7 +196,9 @@ def test_whole_conversion(tmp_path):
             for row in range(len(x)):
                 moved[row_in_hf(row // E, row % E)] = x[row]
             x = moved
-        np.testing.assert_array_equal(read[name].view(np.uint32) >> 16, convert_gguf.bf16_bits(x), err_msg=name)
+        np.testing.assert_array_equal(
+            read[name].view(np.uint32) >> 16, convert_gguf.bf16_bits(x), err_msg=name
+        )
     model = Model.load(folder)
     c = model.config
     assert (c.n_layers, c.n_heads, c.n_kv_heads, c.head_dim, c.eps) == (LAYERS, HEADS, KV_HEADS, E, 1e-5)
@@ -183,19 +227,22 @@ def infinite(fields, tensors):
     tensors["output_norm.weight"][0][3] = np.inf
 
 
-@pytest.mark.parametrize("change,word", [
-    (setting("general.architecture", "gemma"), "gemma"),
-    (drop("blk.1.ffn_up.weight"), "blk.1.ffn_up.weight: missing"),
-    (extra, "rope_freqs.weight: unknown"),
-    (drop("llama.block_count"), "llama.block_count"),
-    (setting("llama.feed_forward_length", F + 1), "gate_proj"),
-    (setting("llama.rope.dimension_count", 8), "rope on 8 of 16"),
-    (setting("llama.rope.scaling.type", "linear"), "scaling"),
-    (setting("tokenizer.ggml.pre", "gpt-2"), "gpt-2"),
-    (setting("tokenizer.ggml.token_type", [1] * (VOCAB - 1)), "token_type|tokens"),
-    (infinite, "model.norm.weight"),
-    (setting("llama.vocab_size", VOCAB + 1), "embed_tokens"),
-])
+@pytest.mark.parametrize(
+    "change,word",
+    [
+        (setting("general.architecture", "gemma"), "gemma"),
+        (drop("blk.1.ffn_up.weight"), "blk.1.ffn_up.weight: missing"),
+        (extra, "rope_freqs.weight: unknown"),
+        (drop("llama.block_count"), "llama.block_count"),
+        (setting("llama.feed_forward_length", F + 1), "gate_proj"),
+        (setting("llama.rope.dimension_count", 8), "rope on 8 of 16"),
+        (setting("llama.rope.scaling.type", "linear"), "scaling"),
+        (setting("tokenizer.ggml.pre", "gpt-2"), "gpt-2"),
+        (setting("tokenizer.ggml.token_type", [1] * (VOCAB - 1)), "token_type|tokens"),
+        (infinite, "model.norm.weight"),
+        (setting("llama.vocab_size", VOCAB + 1), "embed_tokens"),
+    ],
+)
 def test_other_files_are_refused(tmp_path, change, word):
     write_gguf(tmp_path / "m.gguf", change)
     (tmp_path / "m").mkdir()
@@ -217,6 +264,7 @@ def test_damaged_files_are_refused(tmp_path):
 
 
 # ---- the steps around it
+
 
 @pytest.fixture
 def tiny_source(tmp_path, monkeypatch):
@@ -241,8 +289,11 @@ def test_fetch_makes_repeats_and_repairs(tmp_path, tiny_source, capsys):
     convert_gguf.fetch(target, None, False)  # would download if it did not see that all is there
     assert "checked" in capsys.readouterr().out
     assert {p.name: (p.stat().st_ino, p.read_bytes()) for p in target.iterdir()} == made
-    for damage in (lambda p: p.write_bytes(p.read_bytes()[:-1]), lambda p: p.unlink(),
-                   lambda p: p.write_bytes(p.read_bytes()[:-1] + b"?")):
+    for damage in (
+        lambda p: p.write_bytes(p.read_bytes()[:-1]),
+        lambda p: p.unlink(),
+        lambda p: p.write_bytes(p.read_bytes()[:-1] + b"?"),
+    ):
         for name in ("model.safetensors", "config.json"):
             damage(target / name)
             convert_gguf.fetch(target, tiny_source, False)
@@ -277,16 +328,24 @@ def test_failure_leaves_the_earlier_folder(tmp_path, tiny_source, monkeypatch):
 
 
 def run(parent, *arguments, **environment):
-    return subprocess.run([sys.executable, SCRIPT, *arguments], capture_output=True, text=True, timeout=60,
-                          env={**os.environ, "RETRO_MODELS": str(parent), **environment})
+    return subprocess.run(
+        [sys.executable, SCRIPT, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "RETRO_MODELS": str(parent), **environment},
+    )
 
 
-@pytest.mark.parametrize("arguments,environment,code", [
-    (["--source", "none.gguf"], {}, 3),
-    (["--source", str(SCRIPT)], {}, 3),  # not the file with the known SHA-256
-    ([], {"PIP_NO_INDEX": "1"}, 3),  # nothing can be downloaded
-    (["--speed", "9"], {}, 2),
-])
+@pytest.mark.parametrize(
+    "arguments,environment,code",
+    [
+        (["--source", "none.gguf"], {}, 3),
+        (["--source", str(SCRIPT)], {}, 3),  # not the file with the known SHA-256
+        ([], {"PIP_NO_INDEX": "1"}, 3),  # nothing can be downloaded
+        (["--speed", "9"], {}, 2),
+    ],
+)
 def test_one_line_and_an_exit_code(tmp_path, arguments, environment, code):
     done = run(tmp_path, *arguments, **environment)
     assert done.returncode == code
@@ -298,8 +357,10 @@ def test_one_line_and_an_exit_code(tmp_path, arguments, environment, code):
 def test_a_signal_leaves_nothing_behind(tmp_path):
     os.mkfifo(tmp_path / "pipe")  # reading it waits for ever
     parent = tmp_path / "models"
-    maker = subprocess.Popen([sys.executable, SCRIPT, "--source", tmp_path / "pipe"],
-                             env={**os.environ, "RETRO_MODELS": str(parent)})
+    maker = subprocess.Popen(
+        [sys.executable, SCRIPT, "--source", tmp_path / "pipe"],
+        env={**os.environ, "RETRO_MODELS": str(parent)},
+    )
     deadline = time.monotonic() + 30
     while not (parent.exists() and left_in(parent)):
         assert time.monotonic() < deadline and maker.poll() is None
@@ -313,8 +374,10 @@ def test_a_signal_leaves_nothing_behind(tmp_path):
 # ---- the real model
 
 REAL = Path(os.environ.get("RETRO_MODELS") or ROOT / "models") / convert_gguf.NAME
-ENGLISH = ("The capital of France is Paris. The Eiffel Tower is one of the most famous landmarks in the world, and it "
-           "was built in 1889.")
+ENGLISH = (
+    "The capital of France is Paris. The Eiffel Tower is one of the most famous landmarks in the world, "
+    "and it was built in 1889."
+)
 
 
 def nll(model, ids):

@@ -1,4 +1,6 @@
-"""The maker of tiny models: fields, shapes, bytes, and that its attention and logits are worth testing with."""
+"""The maker of tiny models: fields, shapes, bytes, and that its attention and logits are worth testing
+with."""
+
 import json
 
 import jinja2
@@ -14,17 +16,17 @@ from . import tiny_model, tiny_tokenizer
 COMMON = """architectures bos_token_id eos_token_id hidden_act hidden_size initializer_range intermediate_size
 max_position_embeddings model_type num_attention_heads num_hidden_layers num_key_value_heads rms_norm_eps
 tie_word_embeddings torch_dtype transformers_version use_cache vocab_size""".split()
-# What the published config.json files have beyond COMMON: Llama-2-7b, Llama-3.1-8B, SmolLM2-135M, Mistral-7B-v0.1,
-# Qwen2.5-0.5B, Qwen3-0.6B.
+# What the published config.json files have beyond COMMON: Llama-2-7b, Llama-3.1-8B, SmolLM2-135M,
+# Mistral-7B-v0.1, Qwen2.5-0.5B, Qwen3-0.6B.
 PUBLISHED = {
     "llama2": "pretraining_tp rope_scaling",
     "llama3": "pretraining_tp rope_scaling rope_theta attention_bias attention_dropout mlp_bias",
-    "smollm": "pretraining_tp rope_scaling rope_theta attention_bias attention_dropout mlp_bias rope_interleaved "
-              "pad_token_id",
+    "smollm": "pretraining_tp rope_scaling rope_theta attention_bias attention_dropout mlp_bias "
+    "rope_interleaved pad_token_id",
     "mistral": "rope_theta sliding_window attention_dropout",
     "qwen2": "rope_theta sliding_window attention_dropout use_sliding_window max_window_layers",
-    "qwen3": "rope_theta sliding_window attention_dropout use_sliding_window max_window_layers attention_bias "
-             "head_dim rope_scaling",
+    "qwen3": "rope_theta sliding_window attention_dropout use_sliding_window max_window_layers "
+    "attention_bias head_dim rope_scaling",
 }
 
 
@@ -43,15 +45,22 @@ def test_fields_are_the_family_s(tmp_path, family):
 
 
 @pytest.mark.parametrize("family", tiny_model.FAMILIES)
-@pytest.mark.parametrize("shape", [{}, dict(hidden=36, layers=3, heads=9, kv_heads=3, head_dim=10, ffn=31, vocab=17,
-                                            tokenizer=False),
-                                   dict(heads=3, kv_heads=1, hidden=20, head_dim=2, layers=1, tied=False, vocab=400)])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {},
+        dict(hidden=36, layers=3, heads=9, kv_heads=3, head_dim=10, ffn=31, vocab=17, tokenizer=False),
+        dict(heads=3, kv_heads=1, hidden=20, head_dim=2, layers=1, tied=False, vocab=400),
+    ],
+)
 def test_any_shape_is_a_whole_model(tmp_path, family, shape):
     folder = tiny_model.make(tmp_path / "m", family, **shape)
     model = Model.load(folder)  # the reference refuses missing tensors and wrong shapes
     config = config_of(folder)
-    assert (len(model.layers), model.embedding.shape) == (shape.get("layers", 2), (config["vocab_size"],
-                                                                                 config["hidden_size"]))
+    assert (len(model.layers), model.embedding.shape) == (
+        shape.get("layers", 2),
+        (config["vocab_size"], config["hidden_size"]),
+    )
     names = set(weights.read_folder(folder))
     assert ("lm_head.weight" in names) == (not config["tie_word_embeddings"])
     assert ("model.layers.0.self_attn.q_proj.bias" in names) == (family == "qwen2")
@@ -60,8 +69,15 @@ def test_any_shape_is_a_whole_model(tmp_path, family, shape):
 
 
 def test_biases_of_llama(tmp_path):
-    names = set(weights.read_folder(tiny_model.make(tmp_path / "m", "llama3", attention_bias=True, mlp_bias=True)))
-    for tensor in ("self_attn.o_proj.bias", "self_attn.k_proj.bias", "mlp.down_proj.bias", "mlp.gate_proj.bias"):
+    names = set(
+        weights.read_folder(tiny_model.make(tmp_path / "m", "llama3", attention_bias=True, mlp_bias=True))
+    )
+    for tensor in (
+        "self_attn.o_proj.bias",
+        "self_attn.k_proj.bias",
+        "mlp.down_proj.bias",
+        "mlp.gate_proj.bias",
+    ):
         assert "model.layers.1." + tensor in names
 
 
@@ -108,15 +124,22 @@ def test_shards_and_types_hold_the_same_weights(tmp_path, dtype, shards):
     if shards > 1:
         index = json.loads((folder / "model.safetensors.index.json").read_text())
         assert len(set(index["weight_map"].values())) == shards
-        assert index["metadata"]["total_size"] == sum(x.size for x in whole.values()) * tiny_model.DTYPES[dtype][2]
+        assert (
+            index["metadata"]["total_size"]
+            == sum(x.size for x in whole.values()) * tiny_model.DTYPES[dtype][2]
+        )
 
 
 @pytest.mark.parametrize("family", tiny_model.FAMILIES)
 def test_attention_is_peaked_and_logits_spread(tmp_path, family):
-    """A quarter of the pages by Quest's bound must hold far more weight than a quarter of the keys would at random."""
+    """A quarter of the pages by Quest's bound must hold far more weight than a quarter of the keys would at
+    random."""
     n, page = 256, 16
-    model = Model.load(tiny_model.make(tmp_path / "m", family, dtype="f32",
-                                       **({"sliding_window": n} if family == "mistral" else {})))
+    model = Model.load(
+        tiny_model.make(
+            tmp_path / "m", family, dtype="f32", **({"sliding_window": n} if family == "mistral" else {})
+        )
+    )
     c, ids = model.config, ids_of(model, n)
     x = model.embed(ids)
     for i in range(c.n_layers):
@@ -133,7 +156,7 @@ def test_attention_is_peaked_and_logits_spread(tmp_path, family):
         low, high = pages.min(1), pages.max(1)
         bound = np.maximum(q[-32:, None] * low, q[-32:, None] * high).sum(-1).transpose(2, 0, 1)
         held = late.reshape(*late.shape[:2], n // page, page).sum(-1)
-        best = np.argsort(-bound, axis=-1)[..., :n // page // 4]
+        best = np.argsort(-bound, axis=-1)[..., : n // page // 4]
         assert np.take_along_axis(held, best, -1).sum(-1).mean() > 0.4
         x = model.after_attention(i, x, np.einsum("hij,jhe->ihe", p, v))
     logits = np.stack([model.logits(row) for row in x[-64:]])
@@ -151,9 +174,18 @@ def test_unused_ids_are_never_chosen(tmp_path):
 
 
 def test_contradictions_are_refused(tmp_path):
-    for bad in (dict(family="gpt"), dict(heads=4, kv_heads=3), dict(head_dim=7), dict(vocab=40), dict(dtype="int8"),
-                dict(sliding_window=5), dict(family="qwen2", mlp_bias=True), dict(unused_ids=512), dict(shards=99),
-                dict(family="llama2", chat="deepseek-r1")):
+    for bad in (
+        dict(family="gpt"),
+        dict(heads=4, kv_heads=3),
+        dict(head_dim=7),
+        dict(vocab=40),
+        dict(dtype="int8"),
+        dict(sliding_window=5),
+        dict(family="qwen2", mlp_bias=True),
+        dict(unused_ids=512),
+        dict(shards=99),
+        dict(family="llama2", chat="deepseek-r1"),
+    ):
         with pytest.raises(ValueError):
             tiny_model.make(tmp_path / "m", **bad)
     (tmp_path / "full").mkdir()
@@ -164,8 +196,25 @@ def test_contradictions_are_refused(tmp_path):
 
 def test_command_line(tmp_path, capsys):
     made = tiny_model.make(tmp_path / "a", "qwen3", kv_heads=4, head_dim=6, dtype="f16", tied=False, seed=2)
-    assert tiny_model.main([str(tmp_path / "b"), "--family", "qwen3", "--kv-heads", "4", "--head-dim", "6",
-                            "--dtype", "f16", "--no-tied", "--seed", "2"]) == 0
+    assert (
+        tiny_model.main(
+            [
+                str(tmp_path / "b"),
+                "--family",
+                "qwen3",
+                "--kv-heads",
+                "4",
+                "--head-dim",
+                "6",
+                "--dtype",
+                "f16",
+                "--no-tied",
+                "--seed",
+                "2",
+            ]
+        )
+        == 0
+    )
     for path in made.iterdir():
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
     assert tiny_model.main([str(tmp_path / "b")]) == 2
@@ -174,8 +223,17 @@ def test_command_line(tmp_path, capsys):
 
 # ---- tokenizers
 
-TEXTS = ["Hello, the world's  12345 trees.\n\n  def x(y):\n\treturn 7    \r\n", " leading", "trailing ", "a\u00a0b\u3000c",
-         "ΑΒΓ Привет 你好 שלום مرحبا 한국어 हिन्दी 😀👍🏽 \x00\x7f", "<|im_start|>user</s>[INST]", "", "▁ _ ▁▁", "naïve"]
+TEXTS = [
+    "Hello, the world's  12345 trees.\n\n  def x(y):\n\treturn 7    \r\n",
+    " leading",
+    "trailing ",
+    "a\u00a0b\u3000c",
+    "ΑΒΓ Привет 你好 שלום مرحبا 한국어 हिन्दी 😀👍🏽 \x00\x7f",
+    "<|im_start|>user</s>[INST]",
+    "",
+    "▁ _ ▁▁",
+    "naïve",
+]
 
 
 @pytest.mark.parametrize("form", tiny_tokenizer.FORMS)
@@ -189,7 +247,8 @@ def test_tokenizer_gives_text_back(form, size):
         ids = tok.encode(text, add_special_tokens=False).ids
         back = tok.decode(ids, skip_special_tokens=False)
         if form in ("llama2", "mistral") and text != TEXTS[0]:
-            # As published: U+2581 is a blank, Metaspace drops one at the start, Prepend adds one after special tokens.
+            # As published: U+2581 is a blank, Metaspace drops one at the start, Prepend adds one after
+            # special tokens.
             text, back = (t.replace("▁", "").replace(" ", "") for t in (text, back))
         assert back == text
     words = tok.encode("the of and that", add_special_tokens=False).tokens
@@ -197,33 +256,45 @@ def test_tokenizer_gives_text_back(form, size):
 
 
 def test_forms_differ_where_the_families_do():
-    toks = {form: tokenizers.Tokenizer.from_str(tiny_tokenizer.build(form, 1500)[0]) for form in tiny_tokenizer.FORMS}
+    toks = {
+        form: tokenizers.Tokenizer.from_str(tiny_tokenizer.build(form, 1500)[0])
+        for form in tiny_tokenizer.FORMS
+    }
     bos = {form: tok.encode("x").tokens[0] for form, tok in toks.items()}
     assert (bos["llama3"], bos["llama2"], bos["mistral"]) == ("<|begin_of_text|>", "<s>", "<s>")
     assert "<" not in bos["qwen"] + bos["smollm"]
     assert toks["qwen"].encode("e\u0301").ids == toks["qwen"].encode("\u00e9").ids
     assert toks["llama3"].encode("e\u0301").ids != toks["llama3"].encode("\u00e9").ids
     assert "<0xF0>" in toks["llama2"].encode("🦙").tokens
-    digits = {form: [len(t) for t in tok.encode("2024", add_special_tokens=False).tokens if t.isdigit()]
-              for form, tok in toks.items()}
+    digits = {
+        form: [len(t) for t in tok.encode("2024", add_special_tokens=False).tokens if t.isdigit()]
+        for form, tok in toks.items()
+    }
     assert all(set(digits[form]) == {1} for form in ("smollm", "qwen", "llama2", "mistral"))
-    assert toks["llama2"].encode("[INST]").tokens[-1] != "[INST]" == toks["mistral"].encode("[INST]").tokens[-1]
+    assert (
+        toks["llama2"].encode("[INST]").tokens[-1] != "[INST]" == toks["mistral"].encode("[INST]").tokens[-1]
+    )
     assert "<tool_call>" in toks["qwen"].decode(toks["qwen"].encode("<tool_call><|im_end|>").ids)
 
 
-CONVERSATION = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"},
-                {"role": "assistant", "content": "Hello"}, {"role": "user", "content": "Bye"}]
+CONVERSATION = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "Hi"},
+    {"role": "assistant", "content": "Hello"},
+    {"role": "user", "content": "Bye"},
+]
 RENDERED = {
     "llama2": "<s>[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nHi [/INST] Hello </s><s>[INST] Bye [/INST]",
     "llama3": "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nBe brief.<|eot_id|>"
-              "<|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
-              "Hello<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nBye<|eot_id|>"
-              "<|start_header_id|>assistant<|end_header_id|>\n\n",
-    "qwen2": "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello"
-             "<|im_end|>\n<|im_start|>user\nBye<|im_end|>\n<|im_start|>assistant\n",
+    "<|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|>"
+    "<|start_header_id|>assistant<|end_header_id|>\n\nHello<|eot_id|>"
+    "<|start_header_id|>user<|end_header_id|>\n\nBye<|eot_id|>"
+    "<|start_header_id|>assistant<|end_header_id|>\n\n",
+    "qwen2": "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n"
+    "<|im_start|>assistant\nHello<|im_end|>\n<|im_start|>user\nBye<|im_end|>\n<|im_start|>assistant\n",
     "mistral": "<s>[INST] Hi [/INST]Hello</s>[INST] Bye [/INST]",
     "deepseek-r1": "<｜begin▁of▁sentence｜>Be brief.<｜User｜>Hi<｜Assistant｜>Hello<｜end▁of▁sentence｜><｜User｜>Bye"
-                   "<｜Assistant｜><think>\n",
+    "<｜Assistant｜><think>\n",
 }
 
 
@@ -232,11 +303,16 @@ def test_chat_templates(tmp_path, name):
     family, chat = ("llama3", name) if name not in tiny_model.FAMILIES else (name, None)
     folder = tiny_model.make(tmp_path / "m", family, chat=chat)
     config = json.loads((folder / "tokenizer_config.json").read_text())
-    tokens = {k: (config[k]["content"] if isinstance(config[k], dict) else config[k]) or ""
-              for k in ("bos_token", "eos_token")}
-    messages = CONVERSATION[1:] if name == "mistral" else CONVERSATION  # its first format has no system messages
+    tokens = {
+        k: (config[k]["content"] if isinstance(config[k], dict) else config[k]) or ""
+        for k in ("bos_token", "eos_token")
+    }
+    messages = (
+        CONVERSATION[1:] if name == "mistral" else CONVERSATION
+    )  # its first format has no system messages
     text = jinja2.Template(config["chat_template"], keep_trailing_newline=True).render(
-        messages=messages, add_generation_prompt=True, **tokens)
+        messages=messages, add_generation_prompt=True, **tokens
+    )
     assert text == RENDERED[name]
     tok = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     ids = tok.encode(text, add_special_tokens=False).ids

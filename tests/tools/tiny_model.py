@@ -4,18 +4,19 @@
     tiny_model.py FOLDER --family llama3 --hidden 64 --layers 2 --heads 4 --kv-heads 2 --vocab 512 --dtype f32
     make(folder, family="qwen3", hidden=48, heads=3, kv_heads=3, head_dim=32, vocab=512, seed=7)
 
-config.json has the fields, and only the fields, that the family's published files have (Llama 2 names no rope_theta
-and no head_dim, Qwen2 carries a sliding_window that use_sliding_window switches off, and so on). Weights come from
-numpy's PCG64 with the seed and the tensor's name: the same options give the same bytes, and one tensor does not
-depend on how many others there are.
+config.json has the fields, and only the fields, that the family's published files have (Llama 2 names no
+rope_theta and no head_dim, Qwen2 carries a sliding_window that use_sliding_window switches off, and so on).
+Weights come from numpy's PCG64 with the seed and the tensor's name: the same options give the same bytes, and
+one tensor does not depend on how many others there are.
 
 How the weights are scaled, so that tests of page selection and of logits mean something:
-1. q_proj and k_proj (q_norm and k_norm where the family has them) make the scores of a query vary with a standard
-   deviation of `sharpness` (3 unless told): attention is peaked, a few keys out of hundreds hold most of the weight.
-2. Most of that variation sits in the few slowest rope pairs of a head, as in trained models: element-wise bounds of a
-   page then say something about its keys, and content decides more than distance.
-3. Attention and MLP add to the residual about as much as the embedding holds, and logits have a standard deviation
-   of about 2.5: no layer can be left out unnoticed and a greedy choice is rarely a near tie.
+1. q_proj and k_proj (q_norm and k_norm where the family has them) make the scores of a query vary with a
+   standard deviation of `sharpness` (3 unless told): attention is peaked, a few keys out of hundreds hold
+   most of the weight.
+2. Most of that variation sits in the few slowest rope pairs of a head, as in trained models: element-wise
+   bounds of a page then say something about its keys, and content decides more than distance.
+3. Attention and MLP add to the residual about as much as the embedding holds, and logits have a standard
+   deviation of about 2.5: no layer can be left out unnoticed and a greedy choice is rarely a near tie.
 """
 
 import argparse
@@ -57,14 +58,40 @@ def rope_scaling(family, kind, factor, original):
     if kind == "linear":
         return {"factor": factor, "type": "linear"}
     if kind == "llama3":
-        return {"factor": factor, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-                "original_max_position_embeddings": original, "rope_type": "llama3"}
+        return {
+            "factor": factor,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": original,
+            "rope_type": "llama3",
+        }
     key = "rope_type" if family == "qwen3" else "type"  # Qwen2.5's and Yarn-Llama-2's cards say "type"
     return {"factor": factor, "original_max_position_embeddings": original, key: "yarn"}
 
 
-def make_config(family, *, hidden, layers, heads, kv_heads, head_dim, ffn, vocab, tied, dtype, context, norm_eps,
-                rope, rope_factor, rope_theta, original_context, sliding_window, attention_bias, mlp_bias, ids):
+def make_config(
+    family,
+    *,
+    hidden,
+    layers,
+    heads,
+    kv_heads,
+    head_dim,
+    ffn,
+    vocab,
+    tied,
+    dtype,
+    context,
+    norm_eps,
+    rope,
+    rope_factor,
+    rope_theta,
+    original_context,
+    sliding_window,
+    attention_bias,
+    mlp_bias,
+    ids,
+):
     """config.json as a dict; ids: {"bos", "eos", "end", "pad"} to numbers or None."""
     c = {
         "bos_token_id": ids["bos"],
@@ -86,9 +113,13 @@ def make_config(family, *, hidden, layers, heads, kv_heads, head_dim, ffn, vocab
     }
     scaling = rope_scaling(family, rope, rope_factor, original_context)
     if family in ("llama2", "llama3", "smollm"):
-        c.update(architectures=["LlamaForCausalLM"], model_type="llama", pretraining_tp=1, rope_scaling=scaling)
+        c.update(
+            architectures=["LlamaForCausalLM"], model_type="llama", pretraining_tp=1, rope_scaling=scaling
+        )
         if family != "llama2":
-            c.update(attention_bias=attention_bias, attention_dropout=0.0, mlp_bias=mlp_bias, rope_theta=rope_theta)
+            c.update(
+                attention_bias=attention_bias, attention_dropout=0.0, mlp_bias=mlp_bias, rope_theta=rope_theta
+            )
         elif rope_theta != 10000.0:
             c.update(rope_theta=rope_theta)
         if family == "llama2" and (attention_bias or mlp_bias):
@@ -98,14 +129,27 @@ def make_config(family, *, hidden, layers, heads, kv_heads, head_dim, ffn, vocab
         if family == "smollm":
             c.update(rope_interleaved=False, pad_token_id=ids["pad"])
     elif family == "mistral":
-        c.update(architectures=["MistralForCausalLM"], model_type="mistral", attention_dropout=0.0,
-                 rope_theta=rope_theta, sliding_window=sliding_window)
+        c.update(
+            architectures=["MistralForCausalLM"],
+            model_type="mistral",
+            attention_dropout=0.0,
+            rope_theta=rope_theta,
+            sliding_window=sliding_window,
+        )
     else:
-        c.update(architectures=[f"{family.capitalize()}ForCausalLM"], model_type=family, attention_dropout=0.0,
-                 rope_theta=rope_theta, use_sliding_window=sliding_window is not None)
-        # Qwen slides only in the layers from max_window_layers on; published files name a window that is switched off
-        c.update(max_window_layers=layers // 2 if sliding_window is not None else layers,
-                 sliding_window=sliding_window if sliding_window is not None or family == "qwen3" else context)
+        c.update(
+            architectures=[f"{family.capitalize()}ForCausalLM"],
+            model_type=family,
+            attention_dropout=0.0,
+            rope_theta=rope_theta,
+            use_sliding_window=sliding_window is not None,
+        )
+        # Qwen slides only in the layers from max_window_layers on; published files name a window that is
+        # switched off
+        c.update(
+            max_window_layers=layers // 2 if sliding_window is not None else layers,
+            sliding_window=sliding_window if sliding_window is not None or family == "qwen3" else context,
+        )
         if family == "qwen3":
             c.update(attention_bias=attention_bias, rope_scaling=scaling)
         if ids["bos"] is None:
@@ -121,8 +165,14 @@ def make_generation_config(config, ids):
     c = {k: config[k] for k in ("bos_token_id", "eos_token_id", "transformers_version")}
     if config["model_type"].startswith("qwen"):
         # the published files name more ends here than in config.json; these win
-        c.update(do_sample=True, temperature=0.7, top_k=20, top_p=0.8, pad_token_id=ids["pad"],
-                 eos_token_id=[i for i in (ids["eos"], ids["end"]) if i is not None])
+        c.update(
+            do_sample=True,
+            temperature=0.7,
+            top_k=20,
+            top_p=0.8,
+            pad_token_id=ids["pad"],
+            eos_token_id=[i for i in (ids["eos"], ids["end"]) if i is not None],
+        )
     elif config["model_type"] == "llama":
         c.update(do_sample=True, temperature=0.6, top_p=0.9)
     return c
@@ -132,7 +182,8 @@ def make_generation_config(config, ids):
 
 
 def head_profile(head_dim, sharpness):
-    """Scale of every dimension of a query or key head so that scores deviate by `sharpness`: sum p^4 / E = s^2."""
+    """Scale of every dimension of a query or key head so that scores deviate by `sharpness`: sum p^4 / E =
+    s^2."""
     half = head_dim // 2
     from_slow = np.arange(half)[::-1]
     share = np.exp(-from_slow / max(0.6, half / 16))
@@ -143,8 +194,9 @@ def head_profile(head_dim, sharpness):
 
 
 def tensor_plan(config, unused_ids, sharpness):
-    """[(name, shape, kind, scale)] in file order. kind: "rows" is normal with deviation scale / sqrt(columns), scale
-    a number or one per row; "bias" normal with deviation scale; "norm" scale * (1 + 0.1 normal)."""
+    """[(name, shape, kind, scale)] in file order. kind: "rows" is normal with deviation scale /
+    sqrt(columns), scale a number or one per row; "bias" normal with deviation scale; "norm" scale * (1 + 0.1
+    normal)."""
     d, f, v = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
     h, k = config["num_attention_heads"], config["num_key_value_heads"]
     e = config.get("head_dim", d // h)
@@ -155,7 +207,7 @@ def tensor_plan(config, unused_ids, sharpness):
 
     # One head row per token: logits deviate by LOGIT_DEVIATION. An untied embedding has deviation 1.
     head = np.full(v, LOGIT_DEVIATION)
-    head[v - unused_ids:] = 0.0  # logit 0, which a greedy choice never takes
+    head[v - unused_ids :] = 0.0  # logit 0, which a greedy choice never takes
     embed = head if config["tie_word_embeddings"] else math.sqrt(d)
 
     def linear(name, rows, columns, scale, with_bias):
@@ -227,11 +279,13 @@ def write_weights(folder, plan, dtype, seed, shards):
         return
     weight_map, total = {}, 0
     for n in range(shards):
-        part = plan[len(plan) * n // shards:len(plan) * (n + 1) // shards]
+        part = plan[len(plan) * n // shards : len(plan) * (n + 1) // shards]
         name = f"model-{n + 1:05d}-of-{shards:05d}.safetensors"
         total += write_safetensors(folder / name, part, dtype, seed)
         weight_map.update((entry[0], name) for entry in part)
-    write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map})
+    write_json(
+        folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map}
+    )
 
 
 def write_json(path, value):
@@ -241,27 +295,63 @@ def write_json(path, value):
 # ---------------------------------------------------------------------------------------------- the maker
 
 
-def make(folder, family="llama3", *, hidden=64, layers=2, heads=4, kv_heads=2, head_dim=None, ffn=None, vocab=512,
-         seed=0, dtype="bf16", tied=None, context=4096, norm_eps=None, rope=None, rope_factor=8.0, rope_theta=None,
-         original_context=None, sliding_window=None, attention_bias=False, mlp_bias=False, shards=1, chat=None,
-         tokenizer=True, unused_ids=0, sharpness=3.0, force=False):
+def make(
+    folder,
+    family="llama3",
+    *,
+    hidden=64,
+    layers=2,
+    heads=4,
+    kv_heads=2,
+    head_dim=None,
+    ffn=None,
+    vocab=512,
+    seed=0,
+    dtype="bf16",
+    tied=None,
+    context=4096,
+    norm_eps=None,
+    rope=None,
+    rope_factor=8.0,
+    rope_theta=None,
+    original_context=None,
+    sliding_window=None,
+    attention_bias=False,
+    mlp_bias=False,
+    shards=1,
+    chat=None,
+    tokenizer=True,
+    unused_ids=0,
+    sharpness=3.0,
+    force=False,
+):
     """Writes a model folder and returns its path. None means what the family publishes.
 
-    rope: one of ROPES; original_context is a quarter of context unless told. sliding_window: tokens; Qwen slides in
-    its upper half of layers, Llama has no window. unused_ids: that many ids at the end have no token (Qwen's
-    vocabulary is padded like this). tokenizer=False writes none, and vocab may then be as small as 1. ValueError
-    when the options contradict each other or the folder holds something and force is not set."""
+    rope: one of ROPES; original_context is a quarter of context unless told. sliding_window: tokens; Qwen
+    slides in its upper half of layers, Llama has no window. unused_ids: that many ids at the end have no
+    token (Qwen's vocabulary is padded like this). tokenizer=False writes none, and vocab may then be as small
+    as 1. ValueError when the options contradict each other or the folder holds something and force is not
+    set."""
     if family not in FAMILIES:
         raise ValueError(f"family {family!r} is none of {', '.join(FAMILIES)}")
     form, family_chat, family_tied, family_rope = FAMILIES[family]
     head_dim = head_dim or (2 * max(hidden // heads, 8) if family == "qwen3" else hidden // heads)
     rope, chat = rope or family_rope, chat or family_chat
     if dtype not in DTYPES or rope not in ROPES or chat not in tiny_tokenizer.CHATS:
-        raise ValueError(f"dtype {dtype}, rope {rope} or chat {chat}: not one of {[*DTYPES]}, {ROPES}, "
-                         f"{[*tiny_tokenizer.CHATS]}")
-    if min(hidden, layers, heads, kv_heads, vocab, shards) < 1 or heads % kv_heads or head_dim < 2 or head_dim % 2:
-        raise ValueError(f"hidden {hidden}, layers {layers}, heads {heads}, kv heads {kv_heads}, head_dim {head_dim}, "
-                         f"vocab {vocab}, shards {shards}: all positive, heads a multiple of kv heads, head_dim even")
+        raise ValueError(
+            f"dtype {dtype}, rope {rope} or chat {chat}: not one of {[*DTYPES]}, {ROPES}, "
+            f"{[*tiny_tokenizer.CHATS]}"
+        )
+    if (
+        min(hidden, layers, heads, kv_heads, vocab, shards) < 1
+        or heads % kv_heads
+        or head_dim < 2
+        or head_dim % 2
+    ):
+        raise ValueError(
+            f"hidden {hidden}, layers {layers}, heads {heads}, kv heads {kv_heads}, head_dim {head_dim}, "
+            f"vocab {vocab}, shards {shards}: all positive, heads a multiple of kv heads, head_dim even"
+        )
     if sliding_window is not None and form in ("llama2", "llama3", "smollm"):
         raise ValueError(f"family {family} has no sliding window")
     if (attention_bias or mlp_bias) and family not in ("llama2", "llama3", "smollm"):
@@ -284,17 +374,37 @@ def make(folder, family="llama3", *, hidden=64, layers=2, heads=4, kv_heads=2, h
         numbers = {t["content"]: t["id"] for t in value["added_tokens"]}
         ids = {key: numbers.get(names[key]) for key in ids}
         (folder / "tokenizer.json").write_text(text, encoding="utf-8")
-        write_json(folder / "tokenizer_config.json", tiny_tokenizer.make_config(form, text, names, chat, context))
+        write_json(
+            folder / "tokenizer_config.json", tiny_tokenizer.make_config(form, text, names, chat, context)
+        )
     if rope_theta is None:
-        rope_theta = {"llama2": 10000.0, "llama3": 500000.0, "smollm": 100000.0, "mistral": 10000.0}.get(family, 1e6)
+        rope_theta = {"llama2": 10000.0, "llama3": 500000.0, "smollm": 100000.0, "mistral": 10000.0}.get(
+            family, 1e6
+        )
     if norm_eps is None:
         norm_eps = 1e-6 if form == "qwen" else 1e-5
-    config = make_config(family, hidden=hidden, layers=layers, heads=heads, kv_heads=kv_heads, head_dim=head_dim,
-                         ffn=ffn or -(-hidden * 8 // 3 // 8) * 8, vocab=vocab, dtype=dtype, context=context,
-                         tied=family_tied if tied is None else tied, norm_eps=norm_eps, rope=rope,
-                         rope_factor=rope_factor, rope_theta=rope_theta, sliding_window=sliding_window,
-                         original_context=original_context or max(1, context // 4), attention_bias=attention_bias,
-                         mlp_bias=mlp_bias, ids=ids)
+    config = make_config(
+        family,
+        hidden=hidden,
+        layers=layers,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        ffn=ffn or -(-hidden * 8 // 3 // 8) * 8,
+        vocab=vocab,
+        dtype=dtype,
+        context=context,
+        tied=family_tied if tied is None else tied,
+        norm_eps=norm_eps,
+        rope=rope,
+        rope_factor=rope_factor,
+        rope_theta=rope_theta,
+        sliding_window=sliding_window,
+        original_context=original_context or max(1, context // 4),
+        attention_bias=attention_bias,
+        mlp_bias=mlp_bias,
+        ids=ids,
+    )
     plan = tensor_plan(config, unused_ids, sharpness)
     if shards > len(plan):
         raise ValueError(f"{shards} shards for {len(plan)} tensors")
@@ -305,12 +415,26 @@ def make(folder, family="llama3", *, hidden=64, layers=2, heads=4, kv_heads=2, h
 
 
 def main(arguments=None):
-    p = argparse.ArgumentParser(prog="tiny_model.py", description="Makes a random model folder of a given shape.")
+    p = argparse.ArgumentParser(
+        prog="tiny_model.py", description="Makes a random model folder of a given shape."
+    )
     p.add_argument("folder", type=Path)
     p.add_argument("--family", choices=FAMILIES, default="llama3")
-    for name, default in (("hidden", 64), ("layers", 2), ("heads", 4), ("kv-heads", 2), ("head-dim", None),
-                          ("ffn", None), ("vocab", 512), ("seed", 0), ("context", 4096), ("original-context", None),
-                          ("sliding-window", None), ("shards", 1), ("unused-ids", 0)):
+    for name, default in (
+        ("hidden", 64),
+        ("layers", 2),
+        ("heads", 4),
+        ("kv-heads", 2),
+        ("head-dim", None),
+        ("ffn", None),
+        ("vocab", 512),
+        ("seed", 0),
+        ("context", 4096),
+        ("original-context", None),
+        ("sliding-window", None),
+        ("shards", 1),
+        ("unused-ids", 0),
+    ):
         p.add_argument("--" + name, type=int, default=default, metavar="N")
     for name, default in (("norm-eps", None), ("rope-factor", 8.0), ("rope-theta", None), ("sharpness", 3.0)):
         p.add_argument("--" + name, type=float, default=default, metavar="X")
