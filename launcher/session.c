@@ -90,7 +90,7 @@ enum status session_load(struct session *s, int context, int n_slots, struct rea
     enum status status = model_open(&s->model, &s->files, s->comm, &m, why);
     if (status != STATUS_OK) return status;
     comm_reserve(s->comm, (size_t)s->model->dims.max_rows * (size_t)s->model->dims.D);
-    s->ctl = ctl_open(s->comm, &s->world, 60);
+    s->ctl = ctl_open(s->comm, 60);
     s->engine = engine_open(s->model, s->comm, s->ctl);
     if (s->world.rank == 0)
         LOG_INFO("%s %d layers, %s, %s, %s KV, %.2f GiB a rank", s->files.arch.family, s->files.arch.n_layers,

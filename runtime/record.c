@@ -5,27 +5,13 @@
 #include <string.h>
 
 #include "retro.pb-c.h"
+#include "runtime/base/crc32.h"
 #include "runtime/base/die.h"
 
 static const char magic[8] = {'R', 'E', 'T', 'R', 'O', 'R', 'E', 'C'};
 
 #define RECORD_VERSION 1u
 #define FRAME_MAX (64u << 20)
-
-/* CRC-32 (ISO 3309), bitwise: a digest of a few hundred KB a step, only while recording. */
-static uint32_t crc32_of(const void *bytes, size_t n)
-{
-    static uint32_t table[256];
-    if (!table[1])
-        for (uint32_t i = 0; i < 256; i++) {
-            uint32_t c = i;
-            for (int k = 0; k < 8; k++) c = c & 1 ? 0xedb88320u ^ c >> 1 : c >> 1;
-            table[i] = c;
-        }
-    uint32_t c = ~0u;
-    for (const uint8_t *p = bytes, *end = p + n; p < end; p++) c = table[(c ^ *p) & 255] ^ c >> 8;
-    return ~c;
-}
 
 static uint32_t digest(const struct engine_output *o, int vocab)
 {

@@ -1,0 +1,138 @@
+/* mpi.c - the world of ranks, and all-reduce over MPI between hosts.
+ *
+ * The all-reduce is a reduce-scatter (each rank sums its slice of everyone's buffer, in rank order) followed by an
+ * all-gather: 2n bytes a rank, the same bits everywhere, whatever algorithm MPI would have chosen for its own sum. */
+#include <limits.h>
+#include <mpi.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "comm/group.h"
+#include "runtime/base/die.h"
+
+struct mpi_state {
+    float *send, *receive; /* (size * slice) each */
+    size_t slice;          /* elements of one rank's part at most */
+};
+
+void mpi_check(int rc, const char *what)
+{
+    if (rc == MPI_SUCCESS) return;
+    char text[MPI_MAX_ERROR_STRING];
+    int n = 0;
+    MPI_Error_string(rc, text, &n);
+    DIE(EXIT_CODE_PEER, NULL, "%s failed: %.*s", what, n, text);
+}
+
+void comm_world_open(struct comm_world *w, bool launched)
+{
+    *w = (struct comm_world){.rank = 0, .size = 1, .node_rank = 0, .node_size = 1};
+    if (gethostname(w->host, sizeof w->host - 1) != 0) strcpy(w->host, "unknown");
+    if (!launched) return;
+    int provided;
+    if (MPI_Init_thread(NULL, NULL, MPI_THREAD_FUNNELED, &provided) != MPI_SUCCESS)
+        DIE(EXIT_CODE_PEER, "does `mpirun -n 2 hostname` work here?", "MPI_Init_thread failed");
+    MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN);
+    MPI_Comm_rank(MPI_COMM_WORLD, &w->rank);
+    MPI_Comm_size(MPI_COMM_WORLD, &w->size);
+    MPI_Comm node;
+    mpi_check(MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, w->rank, MPI_INFO_NULL, &node),
+              "MPI_Comm_split_type");
+    MPI_Comm_rank(node, &w->node_rank);
+    MPI_Comm_size(node, &w->node_size);
+    MPI_Comm_free(&node);
+}
+
+static bool mpi_running(void)
+{
+    int begun = 0, ended = 0;
+    MPI_Initialized(&begun);
+    if (begun) MPI_Finalized(&ended);
+    return begun && !ended;
+}
+
+void comm_world_close(void)
+{
+    if (mpi_running()) MPI_Finalize();
+}
+
+void comm_world_abort(int exit_code)
+{
+    if (mpi_running()) MPI_Abort(MPI_COMM_WORLD, exit_code);
+    _exit(exit_code);
+}
+
+void mpi_gather(struct comm *c, const void *mine, size_t n_bytes, void *all, const size_t *counts)
+{
+    int *sizes = NULL, *starts = NULL;
+    ASSERT(n_bytes <= INT_MAX);
+    if (c->rank == 0) {
+        size_t at = 0;
+        sizes = malloc((size_t)c->size * sizeof *sizes);
+        starts = malloc((size_t)c->size * sizeof *starts);
+        if (!sizes || !starts) DIE(EXIT_CODE_MEMORY, NULL, "no memory to gather from %d ranks", c->size);
+        for (int r = 0; r < c->size; r++) {
+            starts[r] = (int)at;
+            sizes[r] = (int)counts[r];
+            at += counts[r];
+            ASSERT(at <= INT_MAX);
+        }
+    }
+    mpi_check(MPI_Gatherv(mine, (int)n_bytes, MPI_BYTE, all, sizes, starts, MPI_BYTE, 0, MPI_COMM_WORLD),
+              "MPI_Gatherv");
+    free(sizes);
+    free(starts);
+}
+
+static void mpi_reserve(struct comm *c, size_t n_f32)
+{
+    struct mpi_state *s = c->state;
+    free(s->send);
+    free(s->receive);
+    s->slice = (n_f32 + (size_t)c->size - 1) / (size_t)c->size;
+    ASSERT(s->slice <= INT_MAX / sizeof(float));
+    s->send = malloc(s->slice * (size_t)c->size * sizeof(float));
+    s->receive = malloc(s->slice * (size_t)c->size * sizeof(float));
+    if (!s->send || !s->receive) DIE(EXIT_CODE_MEMORY, "lower --prefill-chunk", "no memory for the all-reduce buffer");
+}
+
+static void mpi_all_reduce(struct comm *c, float *buffer, size_t n, void *stream)
+{
+    (void)stream;
+    struct mpi_state *s = c->state;
+    size_t slice = (n + (size_t)c->size - 1) / (size_t)c->size;
+    ASSERT(slice <= s->slice);
+    memcpy(s->send, buffer, n * sizeof *buffer);
+    memset(s->send + n, 0, (slice * (size_t)c->size - n) * sizeof *buffer);
+    mpi_check(MPI_Alltoall(s->send, (int)slice, MPI_FLOAT, s->receive, (int)slice, MPI_FLOAT, MPI_COMM_WORLD),
+              "MPI_Alltoall of an all-reduce");
+    for (int r = 1; r < c->size; r++) {
+        const float *other = s->receive + (size_t)r * slice;
+        for (size_t i = 0; i < slice; i++) s->receive[i] += other[i];
+    }
+    mpi_check(MPI_Allgather(s->receive, (int)slice, MPI_FLOAT, s->send, (int)slice, MPI_FLOAT, MPI_COMM_WORLD),
+              "MPI_Allgather of an all-reduce");
+    memcpy(buffer, s->send, n * sizeof *buffer);
+}
+
+static void mpi_close(struct comm *c)
+{
+    struct mpi_state *s = c->state;
+    free(s->send);
+    free(s->receive);
+    free(s);
+}
+
+static const struct comm_table mpi_table = {mpi_reserve, mpi_all_reduce, mpi_gather, mpi_close};
+
+void mpi_open(struct comm *c, const struct comm_world *w)
+{
+    c->table = &mpi_table;
+    c->state = calloc(1, sizeof(struct mpi_state));
+    if (!c->state) DIE(EXIT_CODE_MEMORY, NULL, "no memory for a group of ranks");
+    int leaders = w->node_rank == 0, hosts = 0;
+    mpi_check(MPI_Allreduce(&leaders, &hosts, 1, MPI_INT, MPI_SUM, MPI_COMM_WORLD), "MPI_Allreduce");
+    snprintf(c->description, sizeof c->description, "%d ranks on %d hosts by MPI", c->size, hosts);
+}
