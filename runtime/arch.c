@@ -68,6 +68,7 @@ static const struct {
     {"partial_rotary_factor", 1, "only 1 is computed: every dimension turns"},
     {"rotary_pct", 1, "only 1 is computed: every dimension turns"},
     {"rope_interleave", 0, "only the half-split rotation is computed"},
+    {"rope_interleaved", 0, "only the half-split rotation is computed"},
     {"use_mrope", 0, "positions of images are not computed"},
     {"use_qk_norm", 0, "this family has no norm of q and k here"},
     {"num_experts", 0, "mixtures of experts are not computed"},

@@ -74,11 +74,25 @@ enum status fields_load(json_t **out, const char *file, size_t limit_bytes, stru
     return status;
 }
 
+struct line {
+    char *text;
+    size_t n, room; /* room for text; the terminator is extra */
+};
+
+static int append(const char *chunk, size_t size, void *data)
+{
+    struct line *l = data;
+    size_t fits = size < l->room - l->n ? size : l->room - l->n;
+    memcpy(l->text + l->n, chunk, fits);
+    l->n += fits;
+    return fits < size ? -1 : 0; /* -1 ends the dump: the rest may be megabytes */
+}
+
 void fields_show(const json_t *value, char *text, size_t text_bytes)
 {
-    size_t n = json_dumpb(value, text, text_bytes, JSON_ENCODE_ANY | JSON_COMPACT | JSON_ENSURE_ASCII);
-    if (n < text_bytes) text[n] = '\0';
-    else if (text_bytes >= 4) memcpy(text + text_bytes - 4, "...", 4);
+    struct line l = {.text = text, .room = text_bytes - 4};
+    int cut = json_dump_callback(value, append, &l, JSON_ENCODE_ANY | JSON_COMPACT | JSON_ENSURE_ASCII);
+    memcpy(text + l.n, cut ? "..." : "", cut ? 4 : 1);
 }
 
 const json_t *fields_get(const struct fields *f, const char *name)

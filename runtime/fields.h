@@ -41,7 +41,7 @@ const char *fields_string(struct fields *f, const char *name, const char *fallba
 void fields_fail(struct fields *f, const char *name, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
 
-/* A value as one short line of ASCII JSON, cut with "..." to fit. */
+/* A value as one short line of ASCII JSON, cut with "..." to fit; text_bytes is at least 8. */
 void fields_show(const json_t *value, char *text, size_t text_bytes);
 
 #endif
