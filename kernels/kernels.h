@@ -219,7 +219,9 @@ enum cpu_isa { CPU_ISA_AUTO, CPU_ISA_PORTABLE, CPU_ISA_AVX2, CPU_ISA_AVX512, CPU
 struct device_options {
     int n_threads;      /* CPU; 0: the cores this process may run on */
     enum cpu_isa isa;   /* CPU */
-    bool pin;           /* CPU: bind threads to cores of the process's mask */
+    bool pin;           /* CPU: bind threads to cores of the process's mask, the first to core `pin_first` of it */
+    int pin_first;      /* CPU: ranks that share a mask give their threads different cores: local rank * threads */
+    enum dtype act;     /* CPU: dims.act, what GEMMs read; f32 is 0 */
     enum dtype act;     /* what GEMMs read, equal to dims.act: F32, or BF16 (on the CPU to round as CUDA does) */
     int ordinal;        /* CUDA device */
 };
