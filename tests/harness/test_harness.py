@@ -141,6 +141,8 @@ def test_counts_of_pytest(tree, text, last):
 
 def test_folder_suites_are_found(tree):
     shutil.copy(ROOT / "tests/suites/folder.sh", tree / "tests/suites/folder.sh")
+    (tree / "scripts/fetch-model").write_text("#!/bin/sh\nexit 0\n")
+    (tree / "scripts/fetch-model").chmod(0o755)
     (tree / "tests/some").mkdir()
     (tree / "tests/some/test_some.py").write_text("def test_a(): pass\n")
     code, lines = run_test(tree, RETRO_BUILT="1")

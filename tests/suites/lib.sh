@@ -103,6 +103,9 @@ need_build() {
     fi
 }
 
+# need_model: the real model is there (a download the first time), or the suite goes on with a failure counted.
+need_model() { step fetch-model scripts/fetch-model || fail "scripts/fetch-model"; }
+
 # configure_build DIR OPTION...: a build of its own, beside build/; for `check`.
 configure_build() {
     local dir=$1
