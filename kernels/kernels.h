@@ -222,7 +222,6 @@ struct device_options {
     bool pin;           /* CPU: bind threads to cores of the process's mask, the first to core `pin_first` of it */
     int pin_first;      /* CPU: ranks that share a mask give their threads different cores: local rank * threads */
     enum dtype act;     /* CPU: dims.act, what GEMMs read; f32 is 0 */
-    enum dtype act;     /* what GEMMs read, equal to dims.act: F32, or BF16 (on the CPU to round as CUDA does) */
     int ordinal;        /* CUDA device */
 };
 
