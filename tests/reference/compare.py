@@ -1,9 +1,9 @@
 """`python -m reference.compare A B`: two logits files (.npy), or two selection dumps (.npz), side by side.
 
 Logits: for every step the mean and the largest |A - B|, then the number of steps whose mean is above
---tolerance.  Selections: every (step, layer, kv head) where the chosen pages differ, with A's margin, first
-one first: later flips may follow from it.  Exit status 1 when more than --allowed of the steps are above the
-tolerance, or a selection differs.
+--tolerance. Selections: every (step, layer, kv head) where the chosen pages differ, with A's relative
+margin, first one first: later flips may follow from it. Exit status 1 when more than --allowed of the steps
+are above the tolerance, or a selection differs.
 """
 
 import argparse

@@ -2,11 +2,16 @@
 
 What is kept per layer: its pages, and for the last w-1 queries the output cache {position: (O, lse)}.
 Layers below `dense_layers` are computed for the new row only: their rows of older tokens cannot change, so
-what those rows bring to the first sparse layer (`entry`) is kept instead.  Revised rows start there.
+what those rows bring to the first sparse layer (`entry`) is kept instead. Revised rows start there.
 
 A record of what every step read can be had through `observer`, called as observer(step, layer, g, record)
 with record: pages, chosen (S), scores (candidates, or None where all pages were read), margin, and met, a
-dict {revised position: U_r}.  Tests and the selection dump are written on it.
+dict {revised position: U_r}. Tests and the selection dump are written on it.
+
+A near tie between two pages is settled by rounding, and from then on two correct programs differ: the keys
+and values of the deeper layers are not the same any more. `replay`, called as replay(step, layer, g) ->
+pages, takes the choices of another run, so that everything else can be compared to the end; the record's
+margin then says whether each choice was a defensible one.
 """
 
 import dataclasses
@@ -58,9 +63,9 @@ class Counters:
 
 
 class Decoder:
-    def __init__(self, model, settings, capacity, observer=None):
+    def __init__(self, model, settings, capacity, observer=None, replay=None):
         c = model.config
-        self.model, self.settings, self.observer = model, settings, observer
+        self.model, self.settings, self.observer, self.replay = model, settings, observer, replay
         self.window = settings.window if settings.policy == "retro" else 1
         # Under the dense policy every layer is a dense layer.
         self.n_dense = c.n_layers if settings.policy == "dense" else min(settings.dense_layers, c.n_layers)
@@ -76,7 +81,7 @@ class Decoder:
         self.counters = Counters()
 
     def prefill(self, tokens, chunk=512):
-        """Dense attention over the prompt, `chunk` rows at a time; returns the logits after its last token."""
+        """Dense attention over the prompt, `chunk` rows at a time; returns the last logits."""
         if self.first is not None:
             raise ValueError("the prompt comes before the first step")
         for start in range(0, len(tokens), chunk):
@@ -183,8 +188,19 @@ class Decoder:
             return pages, pages, None, np.inf
         per_head = paging.page_scores(q, layer.low[g, pages], layer.high[g, pages], s.score_alpha)
         scores = paging.group_scores(per_head, s.score_group)
-        chosen, margin = paging.choose(pages, scores, k, s.sink_pages)
-        return pages, chosen, scores, margin
+        chosen = paging.choose(pages, scores, k, s.sink_pages)
+        if self.replay is not None:
+            replayed = np.asarray(self.replay(self.n_steps, i, g))
+            if (
+                len(replayed) != len(chosen)
+                or not np.isin(replayed, pages).all()
+                or pages[-1] not in replayed
+            ):
+                raise ValueError(
+                    f"replayed pages of step {self.n_steps}, layer {i}, kv head {g} are no choice"
+                )
+            chosen = replayed
+        return pages, chosen, scores, paging.margin_of(pages, scores, chosen, s.sink_pages)
 
     def count(self, i, g, pages, record):
         """Book what one kv head read.  Only written slots count; summaries only where pages were scored.

@@ -1,10 +1,11 @@
 """`python -m reference.evaluate`, run from tests/: the counterpart of `retro eval`, with its options.
 
 The first --prompt ids of --tokens are prefilled densely, the next --steps are fed one by one (or, with
---greedy, the most probable token is fed).  The last line of standard output is one JSON object.  Row i of
---dump-logits, float32 (steps + 1, vocabulary), predicts the token of step i; nll is the mean over rows
-0 .. steps-1 for the tokens that were fed.  Beyond `retro eval`: --float64, and --dump-selection for the
-pages of every step, layer and kv head (see `SelectionDump`).
+--greedy, the most probable token is fed). The last line of standard output is one JSON object. Row i of
+--dump-logits, float32 (steps + 1, vocabulary), predicts the token of step i; nll is the mean over rows 0 ..
+steps-1 for the tokens that were fed. Beyond `retro eval`: --float64, --dump-selection for the pages of
+every step, layer and kv head (see `SelectionDump`), and --replay-selection to read the pages that such a
+dump names.
 """
 
 import argparse
@@ -57,6 +58,7 @@ def parser():
     p.add_argument("--float64", action="store_true", help="compute in float64; K and V keep --kv-dtype")
     p.add_argument("--dump-logits", metavar="F.npy")
     p.add_argument("--dump-selection", metavar="F.npz")
+    p.add_argument("--replay-selection", metavar="F.npz", help="read the pages that another run's dump chose")
     p.add_argument("--json", action="store_true", help="nothing but the JSON line on standard output")
     return p
 
@@ -75,7 +77,7 @@ def read_tokens(path, n_needed, vocab):
 class SelectionDump:
     """Arrays (steps, layers, kv heads, pages): chosen (bool), met (bool, any revised row), scores (float32,
     NaN where a page was no candidate or nothing was scored); margin (steps, layers, kv heads) float32 is
-    the last chosen score minus the best one left out."""
+    the relative lead of the chosen pages (pages.margin_of)."""
 
     def __init__(self, n_steps, n_layers, n_kv_heads, n_pages):
         import numpy as np
@@ -100,12 +102,12 @@ class SelectionDump:
         np.savez_compressed(path, chosen=self.chosen, met=self.met, scores=self.scores, margin=self.margin)
 
 
-def evaluate(model, tokens, n_prompt, n_steps, settings, greedy=False, chunk=512, observer=None):
+def evaluate(model, tokens, n_prompt, n_steps, settings, greedy=False, chunk=512, observer=None, replay=None):
     """Returns (result dict of the JSON line, logits (n_steps + 1, vocabulary) float32)."""
     import numpy as np
     from .decoder import Decoder
 
-    decoder = Decoder(model, settings, n_prompt + n_steps, observer)
+    decoder = Decoder(model, settings, n_prompt + n_steps, observer, replay)
     logits = np.empty((n_steps + 1, model.config.vocab), np.float32)
     logits[0] = decoder.prefill(tokens[:n_prompt], chunk)
     fed, loss, start = [], 0.0, time.perf_counter()
@@ -156,6 +158,10 @@ def run(options):
     if options.dump_selection:
         n_pages = -(-(options.prompt + options.steps) // options.page_size)
         observer = SelectionDump(options.steps, model.config.n_layers, model.config.n_kv_heads, n_pages)
+    replay = None
+    if options.replay_selection:
+        replayed = np.load(options.replay_selection)["chosen"]
+        replay = lambda *at: np.flatnonzero(replayed[at])  # noqa: E731
     result, logits = evaluate(
         model,
         tokens,
@@ -165,6 +171,7 @@ def run(options):
         options.greedy,
         options.prefill_chunk,
         observer,
+        replay,
     )
     if options.dump_logits:
         np.save(options.dump_logits, logits)

@@ -93,16 +93,27 @@ def choose(pages, scores, k, sink_pages):
     """S: the newest page, the sink pages among `pages`, then the highest others, k in all; ascending.
 
     pages (n,) ascending page numbers, scores (n,).  Equal scores: the lower page first.  More forced pages
-    than k are all taken.  Also returns the margin between the last page taken and the best one left out
-    (inf when nothing was there to choose), for finding near ties.
+    than k are all taken.
     """
     forced = pages < sink_pages
     forced[-1] = True
     others = np.flatnonzero(~forced)
     ranked = others[np.argsort(-scores[others], kind="stable")]
     n_free = max(0, k - int(forced.sum()))
-    taken, left = ranked[:n_free], ranked[n_free:]
-    margin = float(scores[taken[-1]] - scores[left[0]]) if len(taken) and len(left) else math.inf
     chosen = forced.copy()
-    chosen[taken] = True
-    return pages[chosen], margin
+    chosen[ranked[:n_free]] = True
+    return pages[chosen]
+
+
+def margin_of(pages, scores, chosen, sink_pages):
+    """How clearly `chosen` won: (lowest chosen score - highest score left out) / the latter's magnitude.
+
+    Forced pages do not count; inf where nothing was there to choose.  Near 0 is a near tie that rounding may
+    turn; negative means that other pages score higher, which only a replayed selection can show.
+    """
+    taken = np.isin(pages, chosen)
+    free = taken & (pages >= sink_pages) & (pages < pages[-1])
+    if not free.any() or taken.all():
+        return math.inf
+    best_left = float(scores[~taken].max())
+    return (float(scores[free].min()) - best_left) / max(abs(best_left), 1e-30)

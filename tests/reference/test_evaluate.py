@@ -182,3 +182,33 @@ def test_compare(files, capsys, tmp_path):
     broken[:, 3] = np.nan
     np.save(tmp_path / "nan.npy", broken)
     assert compare.main([paths["a.npy"], str(tmp_path / "nan.npy"), "--tolerance", "100"]) == 1
+
+
+def test_replayed_selection_decides_and_its_margin_tells(files, capsys, tmp_path):
+    def dumped(name, *options):
+        call(
+            files,
+            capsys,
+            "--kv-budget",
+            "0.2",
+            "--window",
+            "4",
+            *options,
+            "--dump-logits",
+            str(tmp_path / "l.npy"),
+            "--dump-selection",
+            str(tmp_path / name),
+        )
+        return np.load(tmp_path / "l.npy"), np.load(tmp_path / name)
+
+    ours, _ = dumped("ours.npz")
+    paper, paper_dump = dumped("paper.npz", "--preset", "paper")
+    replayed, dump = dumped(
+        "replayed.npz", "--replay-selection", str(tmp_path / "paper.npz"), "--sink-pages", "0"
+    )
+    np.testing.assert_array_equal(replayed, paper)
+    np.testing.assert_array_equal(dump["chosen"], paper_dump["chosen"])
+    assert np.abs(ours - paper).max() > 1e-3
+    assert (paper_dump["margin"] >= 0).all() and dump["margin"].min() < -0.1
+    with pytest.raises(SystemExit, match="are no choice"):
+        call(files, capsys, "--kv-budget", "0.5", "--replay-selection", str(tmp_path / "paper.npz"))

@@ -206,7 +206,7 @@ def test_yarn():
     sizes = dict(head_dim=e, rope_theta=theta, max_position_embeddings=int(original * factor))
     yarn = parse(**sizes, rope_scaling=scaling)
     assert yarn.rope_gain == pytest.approx(0.1 * math.log(factor) + 1.0)
-    # 32 turns within 2048 positions are a wavelength of 64: index 8.06 (floor 8); one turn is 2048: 20.1 (ceil 21).
+    # 32 turns within 2048 positions: wavelength 64, index 8.06 (floor 8); one turn: 2048, 20.1 (ceil 21).
     ratio = yarn.inv_freq / plain
     np.testing.assert_allclose(ratio[:9], 1.0)
     np.testing.assert_allclose(ratio[21:], 1.0 / factor)

@@ -78,16 +78,23 @@ def test_choice_equals_a_naive_one_with_ties():
         pages = np.arange(first, first + n)
         scores = rng.integers(0, 5, n).astype(np.float64)  # many ties
         k, sink_pages = int(rng.integers(3, n + 1)), int(rng.integers(0, 6))
-        chosen, margin = paging.choose(pages, scores, k, sink_pages)
+        chosen = paging.choose(pages, scores, k, sink_pages)
         assert list(chosen) == choose_naive(list(pages), scores, k, sink_pages)
-        assert margin >= 0
+        assert paging.margin_of(pages, scores, chosen, sink_pages) >= 0
         assert len(chosen) == max(k, 1 + sum(j < sink_pages for j in pages[:-1]))
 
 
 def test_sinks_are_forced_only_where_visible():
     pages, scores = np.arange(2, 9), np.array([0.0, 5, 4, 3, 2, 1, -9])
-    assert list(paging.choose(pages, scores, 3, 2)[0]) == [3, 4, 8]  # pages 0 and 1 have left the window
-    assert list(paging.choose(pages, scores, 3, 3)[0]) == [2, 3, 8]  # page 2 has not
+    assert list(paging.choose(pages, scores, 3, 2)) == [3, 4, 8]  # pages 0 and 1 have left the window
+    assert list(paging.choose(pages, scores, 3, 3)) == [2, 3, 8]  # page 2 has not
+
+
+def test_margin():
+    pages, scores = np.arange(5), np.array([9.0, 4.0, 5.0, 2.0, 0.0])
+    assert paging.margin_of(pages, scores, [0, 2, 4], 1) == pytest.approx((5 - 4) / 4)
+    assert paging.margin_of(pages, scores, [0, 3, 4], 1) == pytest.approx((2 - 5) / 5)
+    assert paging.margin_of(pages, scores, [0, 4], 1) == paging.margin_of(pages, scores, pages, 1) == math.inf
 
 
 def test_budget():
