@@ -1,0 +1,74 @@
+"""Runs build/retro (or mpirun build/retro) for the end-to-end tests and reads what it prints."""
+
+import json
+import os
+import re
+import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+RETRO = Path(os.environ.get("RETRO_BUILD", ROOT / "build")) / "retro"
+REAL_MODEL = Path(os.environ.get("RETRO_MODELS", ROOT / "models")) / "SmolLM2-135M-Instruct"
+LICENSES = Path("/usr/share/common-licenses")
+
+# Open MPI in small places: root, more ranks than cores (scripts/common.sh says why).
+MPI_ENV = {
+    "OMPI_ALLOW_RUN_AS_ROOT": "1",
+    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+    "OMPI_MCA_rmaps_base_oversubscribe": "1",
+    "OMPI_MCA_hwloc_base_binding_policy": "none",
+    "OMPI_MCA_mpi_yield_when_idle": "1",
+}
+
+
+def run(*arguments, ranks=1, stdin="", timeout=600):
+    """CompletedProcess of `retro ARGUMENTS`, under mpirun when ranks > 1."""
+    launcher = ["mpirun", "-n", str(ranks)] if ranks > 1 else []
+    return subprocess.run(
+        [*launcher, str(RETRO), *map(str, arguments)],
+        input=stdin if isinstance(stdin, bytes) else stdin.encode(),
+        capture_output=True,
+        env={**os.environ, **MPI_ENV},
+        timeout=timeout,
+    )
+
+
+def run_ok(*arguments, **options):
+    done = run(*arguments, **options)
+    assert done.returncode == 0, done.stderr.decode(errors="replace")
+    return done
+
+
+def flags(options):
+    """{"kv_dtype": "f32", "greedy": True} as ["--kv-dtype", "f32", "--greedy"]."""
+    words = []
+    for name, value in options.items():
+        if value is not False:
+            words += ["--" + name.replace("_", "-")] + ([] if value is True else [str(value)])
+    return words
+
+
+def evaluate(model, tokens, n_prompt, n_steps, dump=None, ranks=1, **options):
+    """The JSON object of `retro eval`."""
+    options = {"dump_logits": dump, **options} if dump else options
+    done = run_ok(
+        "eval", "--model", model, "--tokens", tokens, "--prompt", n_prompt, "--steps", n_steps, "--json",
+        *flags(options), ranks=ranks,
+    )
+    return json.loads(done.stdout.decode().strip().splitlines()[-1])
+
+
+def write_ids(path, ids):
+    Path(path).write_text(" ".join(map(str, ids)) + "\n")
+    return path
+
+
+def one_line(done, code, *words):
+    """The refusal is one line on standard error with these words, and the exit code is the one of its kind."""
+    text = done.stderr.decode(errors="replace")
+    lines = [line for line in text.splitlines() if line.startswith("retro")]
+    assert done.returncode == code, (done.returncode, text)
+    assert len(lines) == 1, text
+    for word in words:
+        assert re.search(word, lines[0]), (word, lines[0])
+    return lines[0]

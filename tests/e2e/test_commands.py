@@ -1,0 +1,162 @@
+"""generate, info, tokenize, recordings and every refusal, as a user meets them."""
+
+import json
+import shutil
+
+import pytest
+
+import cli
+
+
+def generate(model, *words, **options):
+    return cli.run("generate", "--model", model, *words, **options)
+
+
+def test_generates_text_and_a_summary(real_model):
+    done = generate(real_model, "--prompt", "The capital of France is", "--max-tokens", "8")
+    assert done.returncode == 0
+    assert "Paris" in done.stdout.decode()
+    summary = done.stderr.decode().strip().splitlines()[-1]
+    for word in ("8 tokens", "tokens/s", "first token", "exposure"):
+        assert word in summary
+
+
+def test_prompt_sources_are_one(real_model, tmp_path):
+    text = "Once upon a time"
+    (tmp_path / "p").write_text(text)
+    first = generate(real_model, "--prompt", text, "--max-tokens", "6").stdout
+    assert generate(real_model, "--prompt-file", tmp_path / "p", "--max-tokens", "6").stdout == first
+    assert generate(real_model, "--max-tokens", "6", stdin=text).stdout == first
+    assert generate(real_model, "--prompt", "-", "--max-tokens", "6", stdin=text).stdout == first
+
+
+def test_chat_and_two_ranks(real_model):
+    words = ("--chat", "--prompt", "Say hello.", "--max-tokens", "12", "--kv-dtype", "f32", "--threads", "1")
+    one, two = generate(real_model, *words), generate(real_model, *words, ranks=2)
+    assert one.returncode == two.returncode == 0
+    assert one.stdout == two.stdout and "ello" in one.stdout.decode()
+
+
+def test_seeds(real_model):
+    words = ("--prompt", "My favourite colour", "--max-tokens", "16", "--temperature", "1", "--top-p", "0.95")
+    a, b, c = (generate(real_model, *words, "--seed", s).stdout for s in ("7", "7", "8"))
+    assert a == b != c
+
+
+def test_stop_ends_before_the_text(real_model):
+    words = ("--prompt", "1, 2, 3, 4, 5,", "--max-tokens", "40")
+    whole = generate(real_model, *words).stdout.decode()
+    assert " 9" in whole
+    cut = generate(real_model, *words, "--stop", " 9", "--stop", "zzz")
+    assert cut.stdout.decode() == whole[: whole.index(" 9")]
+    assert "finished: stop" in cut.stderr.decode()
+
+
+def test_record_and_replay(real_model, tmp_path):
+    words = ("--prompt", "Water is", "--max-tokens", "12", "--window", "4", "--temperature", "0.7")
+    file = tmp_path / "steps"
+    assert generate(real_model, *words, "--record", file).returncode == 0
+    again = generate(real_model, "--replay", file, "--window", "4")
+    assert again.returncode == 0 and b"every result has the same bits" in again.stdout
+    other = generate(real_model, "--replay", file, "--window", "4", "--kv-dtype", "f32")
+    assert other.returncode == 0 and b"differ" in other.stdout
+    file.write_bytes(file.read_bytes()[:-5])
+    cli.one_line(generate(real_model, "--replay", file, "--window", "4"), 2, "--replay", "cut off")
+
+
+def test_info(real_model):
+    done = cli.run_ok("info", "--model", real_model, "--tp", 2, "--json")
+    info = json.loads(done.stdout)
+    assert (info["family"], info["layers"], info["heads"], info["kv_heads"]) == ("llama", 30, 9, 3)
+    assert info["parameters"] == 134515008 and info["chat"] == "chatml"
+    assert [s["kv_heads"] for s in info["shards"]] == [[0, 2], [2, 1]]
+    assert b"9 query heads" in cli.run_ok("info", "--model", real_model).stdout
+
+
+def test_tokenize_there_and_back(real_model):
+    from tokenizers import Tokenizer
+
+    text = "Grüße, 世界!  x = 42\n\t<|im_start|>user\n"
+    ids = cli.run_ok("tokenize", "--model", real_model, stdin=text).stdout
+    assert list(map(int, ids.split())) == Tokenizer.from_file(str(real_model / "tokenizer.json")).encode(text).ids
+    assert cli.run_ok("tokenize", "--model", real_model, "--decode", "--special", stdin=ids).stdout.decode() == text
+
+
+def test_help_names_every_option():
+    text = cli.run_ok("generate", "--help").stdout.decode()
+    for name in ("--policy", "--kv-budget", "--repetition-penalty", "--stop", "--page-size"):
+        assert name in text
+    assert "--dump-logits" not in text and "--dump-logits" in cli.run_ok("eval", "--help").stdout.decode()
+
+
+@pytest.mark.parametrize(
+    "words, pattern",
+    [
+        (["--prompt", "x", "--polcy", "retro"], "--polcy"),
+        (["--prompt", "x", "--window", "0"], "--window 0.*1\\.\\.64"),
+        (["--prompt", "x", "--window", "two"], "--window two.*number"),
+        (["--prompt", "x", "--kv-budget", "1.5"], "--kv-budget"),
+        (["--prompt", "x", "--page-size", "12"], "--page-size 12.*4, 8, 16 or 32"),
+        (["--prompt", "x", "--block-size", "24", "--page-size", "16"], "--block-size 24"),
+        (["--prompt", "x", "--policy", "sparse"], "dense\\|quest\\|retro"),
+        (["--prompt", "x", "--prompt", "y"], "--prompt.*twice"),
+        (["--prompt", "x", "--tp", "2"], "--tp 2.*mpirun -n 2"),
+        (["--prompt", "x", "--max-tokens"], "--max-tokens.*value"),
+        (["--prompt", "x", "--dump-logits", "f"], "--dump-logits.*not an option of this command"),
+        (["--prompt", "x", "--config", "/nonexistent/file"], "--config.*No such file"),
+        (["--prompt", "x", "--prompt-file", "y"], "give one of them"),
+        (["--prompt", ""], "empty"),
+        (["stray"], "stray"),
+    ],
+)
+def test_bad_options_are_one_line(real_model, words, pattern):
+    cli.one_line(generate(real_model, *words), 2, pattern)
+
+
+def test_bad_folders_exit_with_3(real_model, tmp_path):
+    def broken(change):
+        folder = tmp_path / "model"
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(real_model, folder)
+        change(folder)
+        return generate(folder, "--prompt", "x", ranks=2)
+
+    def cut(name, n):
+        return lambda f: (f / name).write_bytes((f / name).read_bytes()[:n])
+
+    def edit(**fields):
+        def change(f):
+            config = json.loads((f / "config.json").read_text())
+            (f / "config.json").write_text(json.dumps({**config, **fields}))
+
+        return change
+
+    cli.one_line(broken(cut("model.safetensors", 1000)), 3, "model.safetensors")
+    cli.one_line(broken(cut("model.safetensors", 200_000_000)), 3, "model.safetensors")
+    cli.one_line(broken(cut("config.json", 50)), 3, "config.json")
+    cli.one_line(broken(cut("tokenizer.json", 500)), 3, "tokenizer.json")
+    cli.one_line(broken(lambda f: (f / "config.json").unlink()), 3, "config.json")
+    cli.one_line(broken(edit(architectures=["GPTBigCodeForCausalLM"])), 3, "GPTBigCodeForCausalLM")
+    cli.one_line(broken(edit(hidden_size=577)), 3, "hidden_size|q_proj|embed_tokens|num_attention_heads")
+    cli.one_line(broken(edit(num_hidden_layers=31)), 3, "layers.30")
+    cli.one_line(broken(edit(hidden_act="gelu")), 3, "hidden_act")
+    cli.one_line(generate(tmp_path / "nowhere", "--prompt", "x"), 3, "nowhere")
+
+
+def test_more_ranks_than_heads(tiny):
+    folder = tiny(family="llama3", heads=2, kv_heads=1, hidden=32)
+    cli.one_line(generate(folder, "--prompt", "x", ranks=3), 2, "3 ranks.*2 query heads")
+
+
+def test_what_does_not_fit_is_refused_before_loading(tiny):
+    """32 KiB of KV a token, two million tokens: 61 GiB."""
+    folder = tiny(family="llama3", hidden=64, heads=8, kv_heads=8, head_dim=64, layers=8, context=2_000_000)
+    done = generate(folder, "--prompt", "one two", "--max-context", "2000000", "--kv-dtype", "f32")
+    cli.one_line(done, 4, "GiB.*--max-context")
+
+
+def test_context_limit(real_model):
+    done = generate(real_model, "--prompt", "x", "--max-context", "9000")
+    cli.one_line(done, 2, "--max-context 9000.*8192")
+    done = generate(real_model, "--prompt", "word " * 300, "--max-context", "200")
+    cli.one_line(done, 2, "the prompt has .* tokens.*200")
