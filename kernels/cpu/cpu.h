@@ -11,7 +11,7 @@
 #include "kernels/device.h"
 
 struct linear_table; /* linear.h */
-struct silu_table;   /* silu.c */
+struct silu_table;   /* silu.h */
 
 struct cpu_device {
     struct device base;
@@ -19,6 +19,7 @@ struct cpu_device {
     enum cpu_isa isa; /* never AUTO */
     enum dtype act;
     const struct linear_table *linear;
+    const struct silu_table *silu;
     float *pack; /* scratch of cpu_linear, pack_floats long; grows in matrix_put, so not in a step */
     size_t pack_floats;
 };
@@ -42,6 +43,9 @@ static inline void cpu_act_store(void *h, size_t i, float v, enum dtype act)
     if (act == DTYPE_F32) ((float *)h)[i] = v;
     else ((uint16_t *)h)[i] = act == DTYPE_BF16 ? dtype_bf16_from_f32(v) : dtype_f16_from_f32(v);
 }
+
+/* Makes the scratch of cpu_linear large enough for k inputs. */
+void cpu_linear_reserve(struct device *d, int k);
 
 /* --- the ops that are not attention; the table's signatures --- */
 void *cpu_mem_alloc(struct device *d, size_t bytes);

@@ -1,0 +1,129 @@
+/* linear_avx2.c - tiles of y = x W^T with AVX2 and FMA.
+ *
+ * Sixteen registers hold 12 accumulators: 3 rows of all four vectors of a block, or 6 rows of half a block,
+ * the halves one after the other (the second reads its weights from the cache). */
+#include <immintrin.h>
+
+#include "kernels/cpu/linear.h"
+
+#define INLINE static inline __attribute__((always_inline))
+#if defined(__clang__)
+#define UNROLL _Pragma("unroll")
+#else
+#define UNROLL _Pragma("GCC unroll 8")
+#endif
+
+enum { ROWS = 6, PREFETCH = 8 * 1024 /* bytes ahead, as in linear_avx512.c */ };
+
+INLINE __m256i lanes_of(int n)
+{
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+
+INLINE void begin(__m256 a[ROWS][4], const struct linear_tile *t, int v0, const int R, const int V)
+{
+    UNROLL for (int i = 0; i < R; i++) UNROLL for (int v = 0; v < V; v++) a[i][v] =
+        t->first ? _mm256_setzero_ps()
+                 : _mm256_maskload_ps(t->y + (size_t)i * t->y_stride + (v0 + v) * 8,
+                                      lanes_of(t->lanes - (v0 + v) * 8));
+}
+
+INLINE void end(__m256 a[ROWS][4], const struct linear_tile *t, int v0, const int R, const int V)
+{
+    UNROLL for (int v = 0; v < V; v++)
+    {
+        __m256i on = lanes_of(t->lanes - (v0 + v) * 8);
+        UNROLL for (int i = 0; i < R; i++)
+        {
+            __m256 y = a[i][v];
+            if (t->bias) y = _mm256_add_ps(y, _mm256_maskload_ps(t->bias + (v0 + v) * 8, on));
+            _mm256_maskstore_ps(t->y + (size_t)i * t->y_stride + (v0 + v) * 8, on, y);
+        }
+    }
+}
+
+INLINE void multiply(__m256 a[ROWS][4], const float *x, const __m256 w[4], const int R, const int V)
+{
+    UNROLL for (int i = 0; i < R; i++)
+    {
+        __m256 b = _mm256_broadcast_ss(x + i);
+        UNROLL for (int v = 0; v < V; v++) a[i][v] = _mm256_fmadd_ps(b, w[v], a[i][v]);
+    }
+}
+
+INLINE void bf16_part(const struct linear_tile *t, int v0, const int R, const int V)
+{
+    __m256 a[ROWS][4];
+    begin(a, t, v0, R, V);
+    const __m256i odd = _mm256_set1_epi32((int)0xffff0000);
+    const char *w = t->w + v0 * 32;
+    const float *x = t->x;
+    for (int i = 0; i < t->k; i += 2, w += 128, x += 2 * R) {
+        __m256 f[4];
+        _mm_prefetch(w + PREFETCH, _MM_HINT_T0);
+        if (V > 2) _mm_prefetch(w + PREFETCH + 64, _MM_HINT_T0);
+        UNROLL for (int v = 0; v < V; v++) f[v] =
+            _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_loadu_si256((const __m256i *)(w + v * 32)), 16));
+        multiply(a, x, f, R, V);
+        UNROLL for (int v = 0; v < V; v++) f[v] =
+            _mm256_castsi256_ps(_mm256_and_si256(_mm256_loadu_si256((const __m256i *)(w + v * 32)), odd));
+        multiply(a, x + R, f, R, V);
+    }
+    end(a, t, v0, R, V);
+}
+
+INLINE void f16_part(const struct linear_tile *t, int v0, const int R, const int V)
+{
+    __m256 a[ROWS][4];
+    begin(a, t, v0, R, V);
+    const char *w = t->w + v0 * 16;
+    const float *x = t->x;
+    for (int i = 0; i < t->k; i++, w += 64, x += R) {
+        __m256 f[4];
+        _mm_prefetch(w + PREFETCH, _MM_HINT_T0);
+        UNROLL for (int v = 0; v < V; v++) f[v] =
+            _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(w + v * 16)));
+        multiply(a, x, f, R, V);
+    }
+    end(a, t, v0, R, V);
+}
+
+INLINE void f32_part(const struct linear_tile *t, int v0, const int R, const int V)
+{
+    __m256 a[ROWS][4];
+    begin(a, t, v0, R, V);
+    const char *w = t->w + v0 * 32;
+    const float *x = t->x;
+    for (int i = 0; i < t->k; i++, w += 128, x += R) {
+        __m256 f[4];
+        _mm_prefetch(w + PREFETCH, _MM_HINT_T0);
+        if (V > 2) _mm_prefetch(w + PREFETCH + 64, _MM_HINT_T0);
+        UNROLL for (int v = 0; v < V; v++) f[v] = _mm256_loadu_ps((const float *)w + v * 8);
+        multiply(a, x, f, R, V);
+    }
+    end(a, t, v0, R, V);
+}
+
+/* The row count must be a constant for the accumulators to live in registers. */
+#define HALVES(name, rows) name##_part(t, 0, rows, 2), name##_part(t, 2, rows, 2)
+#define BY_ROWS(name)                                                                                        \
+    static void tile_##name(const struct linear_tile *t)                                                     \
+    {                                                                                                        \
+        switch (t->rows) {                                                                                   \
+        case 1: name##_part(t, 0, 1, 4); break;                                                              \
+        case 2: name##_part(t, 0, 2, 4); break;                                                              \
+        case 3: name##_part(t, 0, 3, 4); break;                                                              \
+        case 4: HALVES(name, 4); break;                                                                      \
+        case 5: HALVES(name, 5); break;                                                                      \
+        default: HALVES(name, 6); break;                                                                     \
+        }                                                                                                    \
+    }
+
+BY_ROWS(bf16)
+BY_ROWS(f16)
+BY_ROWS(f32)
+
+const struct linear_table linear_avx2 = {
+    .rows = ROWS,
+    .tile = {[DTYPE_F32] = tile_f32, [DTYPE_F16] = tile_f16, [DTYPE_BF16] = tile_bf16},
+};

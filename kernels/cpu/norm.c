@@ -1,0 +1,114 @@
+/* norm.c - RMSNorm with the residual addition before it: x += delta; h = x / sqrt(mean(x^2) + eps) * weight
+ * (Zhang & Sennrich 2019, arXiv 1910.07467, equation 4).
+ *
+ * A row is one task. Squares are summed in LANES partial sums, then pairwise: a fixed order that any vector
+ * width keeps, since the compiler may not reassociate. */
+#include <math.h>
+
+#include "kernels/cpu/cpu.h"
+
+enum {
+    LANES = 16,
+    ALONE = 8192 /* elements that one thread norms sooner than it wakes others: about 2 us */
+};
+
+struct call {
+    void *h;
+    float *x;            /* written when delta is added in place */
+    const float *x_read; /* the same rows, or those gathered from */
+    const float *delta, *weight;
+    const int32_t *row; /* NULL: row i of h is row i of x, which takes delta */
+    int D;
+    float eps;
+    enum dtype act;
+};
+
+static float sum_squares(const float *x, int n)
+{
+    float s[LANES] = {0};
+    int i = 0;
+    for (; i + LANES <= n; i += LANES)
+        for (int l = 0; l < LANES; l++) s[l] += x[i + l] * x[i + l];
+    for (int l = 0; i + l < n; l++) s[l] += x[i + l] * x[i + l];
+    for (int half = LANES / 2; half; half /= 2)
+        for (int l = 0; l < half; l++) s[l] += s[l + half];
+    return s[0];
+}
+
+static void scale_row(const struct call *c, int row, const float *x)
+{
+    float inverse = 1.0f / sqrtf(sum_squares(x, c->D) / (float)c->D + c->eps);
+    size_t at = (size_t)row * (size_t)c->D;
+    if (c->act == DTYPE_F32) {
+        float *h = (float *)c->h + at;
+        for (int i = 0; i < c->D; i++) h[i] = x[i] * inverse * c->weight[i];
+    } else {
+        for (int i = 0; i < c->D; i++)
+            cpu_act_store(c->h, at + (size_t)i, x[i] * inverse * c->weight[i], c->act);
+    }
+}
+
+static void norm_row(void *arg, int row, int thread)
+{
+    (void)thread;
+    const struct call *c = arg;
+    float *x = c->x + (size_t)row * (size_t)c->D;
+    if (c->delta) {
+        const float *delta = c->delta + (size_t)row * (size_t)c->D;
+        for (int i = 0; i < c->D; i++) x[i] += delta[i];
+    }
+    scale_row(c, row, x);
+}
+
+/* x stays as it is, so the sum with delta is formed twice instead of stored. */
+static void gather_row(void *arg, int row, int thread)
+{
+    (void)thread;
+    const struct call *c = arg;
+    size_t from = (size_t)c->row[row] * (size_t)c->D, at = (size_t)row * (size_t)c->D;
+    const float *x = c->x_read + from;
+    if (!c->delta) {
+        scale_row(c, row, x);
+        return;
+    }
+    const float *delta = c->delta + from;
+    float s[LANES] = {0};
+    for (int i = 0; i < c->D; i++) {
+        float v = x[i] + delta[i];
+        s[i % LANES] += v * v;
+    }
+    for (int half = LANES / 2; half; half /= 2)
+        for (int l = 0; l < half; l++) s[l] += s[l + half];
+    float inverse = 1.0f / sqrtf(s[0] / (float)c->D + c->eps);
+    for (int i = 0; i < c->D; i++)
+        cpu_act_store(c->h, at + (size_t)i, (x[i] + delta[i]) * inverse * c->weight[i], c->act);
+}
+
+static void run(struct device *d, struct call *c, void (*row)(void *, int, int), int n_rows)
+{
+    if ((long long)n_rows * c->D <= ALONE)
+        for (int i = 0; i < n_rows; i++) row(c, i, 0);
+    else cpu_parallel(d, row, c, n_rows);
+}
+
+void cpu_add_norm(struct device *d, void *h, float *x, const float *delta, const float *weight, int n_rows,
+                  const struct dims *m)
+{
+    struct call c = {
+        .h = h, .x = x, .delta = delta, .weight = weight, .D = m->D, .eps = m->norm_eps, .act = m->act};
+    run(d, &c, norm_row, n_rows);
+}
+
+void cpu_gather_norm(struct device *d, void *h, const float *x, const float *delta, const float *weight,
+                     const struct batch *b, const struct dims *m)
+{
+    struct call c = {.h = h,
+                     .x_read = x,
+                     .delta = delta,
+                     .weight = weight,
+                     .row = b->out_row,
+                     .D = m->D,
+                     .eps = m->norm_eps,
+                     .act = m->act};
+    run(d, &c, gather_row, b->n_out);
+}
