@@ -3,10 +3,10 @@
  * Invariants (shard_check, and a test over every combination):
  *  1. Every query head, MLP column and vocabulary row has exactly one owner; ranges of ranks are ascending.
  *  2. With ranks <= K, whole kv-head groups are dealt, first ranks take one more where it does not divide.
- *  3. With ranks > K (up to H), kv heads are replicated: each kv head is served by a run of neighbouring ranks which
- *     split its G query heads; the first of them is the kv head's owner for statistics.
- *  4. A rank that owns some query heads of a group *scores* pages with all G of them (head_first..., below): so page
- *     selection needs no exchange and is the same function on every rank count. */
+ *  3. With ranks > K (up to H), kv heads are replicated: each kv head is served by a run of neighbouring
+ *     ranks which split its G query heads; the first of them is the kv head's owner for statistics.
+ *  4. A rank that owns some query heads of a group scores pages with all G of them (score_first below), so
+ *     that page selection needs no exchange and is the same function on every rank count. */
 #ifndef RETRO_SHARD_H
 #define RETRO_SHARD_H
 
@@ -14,9 +14,9 @@
 
 struct shard {
     int rank, n_ranks;
-    int kv_first, n_kv;     /* kv heads held by this rank (Kr) */
-    bool kv_owner;          /* this rank counts its kv heads in statistics (false on later replicas) */
-    int score_first, n_score; /* query heads whose q this rank computes: whole groups of its kv heads (Kr * G) */
+    int kv_first, n_kv;       /* kv heads held by this rank (Kr) */
+    bool kv_owner;            /* this rank counts its kv heads in statistics (false on later replicas) */
+    int score_first, n_score; /* query heads whose q this rank computes: its kv heads' groups (Kr * G) */
     int head_first, n_heads;  /* query heads this rank attends with and whose o_proj columns it holds (Hr) */
     int ffn_first, n_ffn;     /* MLP columns (Fr) */
     int vocab_first, n_vocab; /* rows of embedding and LM head (Vr) */

@@ -214,11 +214,13 @@ static enum status sort_names(struct tensors *t, int n, const struct header *h)
     t->sorted = grow(t->sorted, (size_t)n, sizeof *t->sorted);
     for (int i = 0; i < n; i++) t->sorted[i] = &t->items[i];
     if (n) qsort(t->sorted, (size_t)n, sizeof *t->sorted, compare_name);
-    for (int i = 1; i < n; i++)
-        if (strcmp(t->sorted[i - 1]->name, t->sorted[i]->name) == 0)
+    for (int i = 1; i < n; i++) {
+        const struct tensor *a = t->sorted[i - 1], *b = t->sorted[i];
+        if (strcmp(a->name, b->name) == 0)
             return status_fail(h->why, STATUS_BAD_MODEL,
-                               "%.200s: tensor %.120s is in %.120s too; remove one of the files",
-                               t->sorted[i]->file, t->sorted[i]->name, t->sorted[i - 1]->file);
+                               "%.200s: tensor %.120s is in %.120s too; remove one of the files", h->file,
+                               a->name, a->file == h->file ? b->file : a->file);
+    }
     return STATUS_OK;
 }
 
