@@ -1,0 +1,144 @@
+/* attend_prompt.c - causal attention of prompt rows over all earlier keys of their sequence.
+ *
+ *   out(r, h) = sum_t softmax_t(q_rh . k_t * attention_scale) v_t,   first_visible(r) <= t <= r
+ *
+ * A task is a block of consecutive rows of one span with one kv head's group. It walks over the keys in tiles
+ * of 64 positions (multiples of 64 in the sequence, wherever the prompt was cut), with a running maximum and
+ * sum per query: the tile's keys are transposed and its values widened once for all queries of the block. The
+ * longest tasks go first.
+ *
+ * Invariants: a row's result depends on its query and its keys only: the tiles are the same for every
+ * chunking of the prompt, and a tile that a row does not see is skipped for it. Within a tile that it sees in
+ * part, keys that it may not see have weight 0 and finite values; slots past the newest row of the block are
+ * not read. */
+#include <math.h>
+
+#include "kernels/cpu/attention.h"
+#include "kernels/cpu/cpu.h"
+#include "runtime/base/die.h"
+
+enum { BLOCK_QUERIES = 96, BLOCK_FLOATS = BLOCK_QUERIES * 128 };
+
+struct prompt {
+    const struct tile *tile;
+    char *out;
+    const float *q;
+    const struct kv_layer *kv;
+    const struct batch *b;
+    const struct dims *m;
+    int block_rows;
+};
+
+/* State of one task. Queries are numbered row by row, n_heads of a row beside each other. */
+struct block {
+    int row0, n_rows, position0, n_heads;
+    const int32_t *table;
+    float q[BLOCK_FLOATS], o[BLOCK_FLOATS]; /* (queries, E) */
+    float score[BLOCK_QUERIES * TILE_COLS];
+    float top[BLOCK_QUERIES], sum[BLOCK_QUERIES];
+    float kt[TILE_DEPTH * TILE_COLS], v[TILE_COLS * TILE_MAX_E];
+} __attribute__((aligned(64)));
+
+/* Rows [i0,i1) of the block see keys base .. base+63; n_cols of these may be read. */
+static void tile_scores(const struct prompt *a, struct block *k, int kv_head, int base, int n_cols, int i0,
+                        int i1)
+{
+    const struct dims *m = a->m;
+    const char *key[TILE_COLS], *value[TILE_COLS];
+    size_t row_bytes = (size_t)m->E * dtype_bytes(m->kv);
+    for (int t = 0; t < n_cols; t++) {
+        const char *block = kv_layer_block(a->kv, m, k->table[(base + t) / m->B]);
+        size_t at = (size_t)((base + t) % m->B) * row_bytes;
+        key[t] = block + kv_keys_offset(m, kv_head) + at;
+        a->tile->widen(k->v + t * m->E, block + kv_values_offset(m, kv_head) + at, m->E, m->kv);
+        value[t] = (const char *)(k->v + t * m->E);
+    }
+    int padded = (n_cols + 15) / 16 * 16;
+    for (int t = n_cols; t < padded; t++) key[t] = tile_zero_row;
+    int first = i0 * k->n_heads, n_q = (i1 - i0) * k->n_heads;
+    float *score = k->score + first * TILE_COLS;
+    for (int e = 0; e < m->E; e += TILE_DEPTH) {
+        int n_e = m->E - e < TILE_DEPTH ? m->E - e : TILE_DEPTH;
+        a->tile->load_keys(k->kt, key, (size_t)e * dtype_bytes(m->kv), padded, n_e, m->kv);
+        a->tile->scores(score, TILE_COLS, k->q + first * m->E + e, (size_t)m->E, n_q, k->kt, n_e, 0, padded,
+                        e > 0);
+    }
+    for (int i = first; i < first + n_q; i++) {
+        float *s = k->score + i * TILE_COLS;
+        int r = k->position0 + i / k->n_heads;
+        for (int t = 0; t < first_visible(r, a->kv->sliding_window) - base; t++) s[t] = -INFINITY;
+        for (int t = r - base + 1; t < padded; t++) s[t] = -INFINITY;
+        float top = a->tile->scale_max(s, padded, m->attention_scale);
+        if (top <= k->top[i]) {
+            top = k->top[i];
+        } else if (k->top[i] > -INFINITY) {
+            float f = expf(k->top[i] - top);
+            a->tile->scale(k->o + i * m->E, m->E, f);
+            k->sum[i] *= f;
+        }
+        k->top[i] = top;
+        k->sum[i] += a->tile->exp_sum(s, padded, top);
+    }
+    a->tile->values(k->o + first * m->E, (size_t)m->E, score, TILE_COLS, n_q, value, 0, 0, n_cols, m->E,
+                    DTYPE_F32);
+}
+
+static void attend_block(const struct prompt *a, struct block *k, int kv_head, int head)
+{
+    const struct dims *m = a->m;
+    int n_q = k->n_rows * k->n_heads, last = k->position0 + k->n_rows - 1, window = a->kv->sliding_window;
+    for (int i = 0; i < n_q; i++) {
+        size_t row = (size_t)(k->row0 + i / k->n_heads), h = (size_t)(head + i % k->n_heads);
+        memcpy(k->q + i * m->E, a->q + (row * (size_t)m->Qr + h) * (size_t)m->E,
+               (size_t)m->E * sizeof(float));
+        k->top[i] = -INFINITY;
+        k->sum[i] = 0;
+    }
+    memset(k->o, 0, (size_t)(n_q * m->E) * sizeof(float));
+    for (int base = first_visible(k->position0, window) / TILE_COLS * TILE_COLS; base <= last;
+         base += TILE_COLS) {
+        int i0 = base > k->position0 ? base - k->position0 : 0, i1 = k->n_rows;
+        while (first_visible(k->position0 + i1 - 1, window) >= base + TILE_COLS) i1--;
+        tile_scores(a, k, kv_head, base, last - base + 1 < TILE_COLS ? last - base + 1 : TILE_COLS, i0, i1);
+    }
+    for (int i = 0; i < n_q; i++) {
+        float *o = k->o + i * m->E;
+        a->tile->scale(o, m->E, 1 / k->sum[i]);
+        size_t at = (size_t)(k->row0 + i / k->n_heads) * (size_t)m->Hr +
+                    (size_t)(head - m->head_off + i % k->n_heads);
+        a->tile->narrow(a->out + at * (size_t)m->E * dtype_bytes(m->act), o, m->E, m->act);
+    }
+}
+
+/* Task: (span, block of rows from the last, kv head). */
+static void prompt_task(void *arg, int task, int thread)
+{
+    const struct prompt *a = arg;
+    (void)thread;
+    int kv_head = task % a->m->Kr, at = task / a->m->Kr, head;
+    const struct prompt_span *s = a->b->host_prompt;
+    while (at >= (s->n_rows + a->block_rows - 1) / a->block_rows) {
+        at -= (s->n_rows + a->block_rows - 1) / a->block_rows;
+        s++;
+    }
+    struct block k;
+    k.n_heads = attended_heads(a->m, kv_head, &head);
+    if (k.n_heads == 0) return;
+    int end = s->n_rows - at * a->block_rows, from = end > a->block_rows ? end - a->block_rows : 0;
+    k.row0 = s->row0 + from;
+    k.n_rows = end - from;
+    k.position0 = s->position0 + from;
+    k.table = span_blocks(a->b, a->m, s->slot);
+    attend_block(a, &k, kv_head, head);
+}
+
+void cpu_attend_prompt(struct device *d, void *out, const float *q, const struct kv_layer *kv,
+                       const struct batch *b, const struct dims *m)
+{
+    ASSERT(m->E <= TILE_MAX_E && m->G <= TILE_MAX_G && m->G * m->E <= BLOCK_FLOATS);
+    struct prompt a = {tile_of(cpu_isa_of(d)), out, q, kv, b, m, 0};
+    int queries = BLOCK_FLOATS / m->E < BLOCK_QUERIES ? BLOCK_FLOATS / m->E : BLOCK_QUERIES, n = 0;
+    a.block_rows = queries / m->G;
+    for (int i = 0; i < b->n_prompt; i++) n += (b->host_prompt[i].n_rows + a.block_rows - 1) / a.block_rows;
+    if (n > 0) cpu_deal(d, prompt_task, &a, n * m->Kr);
+}

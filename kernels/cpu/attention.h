@@ -1,0 +1,206 @@
+/* attention.h - the attention ops of the CPU device, and the tile primitives that they are built from.
+ *
+ * The ops (declared below with the op table's signatures) decide what is read: spans, splits, masks, merging.
+ * They are written once. What touches many numbers is a *tile primitive*, and exists three times: tile.c (the
+ * naive formula), tile_avx2.c and tile_avx512.c (one text, tile_simd.h). `struct tile` is the table of them.
+ *
+ * A tile is TILE_COLS rows of the cache (tokens, or page summaries), given by pointers, so that small pages
+ * gather as well as large ones. Rows that must not be read point to tile_zero_row.
+ *
+ * Invariants of the primitives, which give the ops theirs:
+ *  1. The score of a query and a row is one chain of multiply-adds over the elements in ascending order. It
+ * depends on neither the column, nor the other queries, nor the number of columns asked for.
+ *  2. values() adds rows in ascending order to each output element, one chain. A row with weight 0 changes no
+ * bit.
+ *  3. exp_sum() sums each of four columns (index modulo 4) in ascending order: dropping columns of weight 0
+ * in groups of four, as a masked page is, changes no bit. Primitives of different instruction sets differ in
+ * rounding. */
+#ifndef RETRO_KERNELS_CPU_ATTENTION_H
+#define RETRO_KERNELS_CPU_ATTENTION_H
+
+#include "kernels/kernels.h"
+
+enum {
+    TILE_COLS = 64,   /* rows of the cache in a tile */
+    TILE_DEPTH = 64,  /* elements of a row that are transposed at once: 16 KiB of f32, half a small L1 */
+    TILE_MAX_E = 256, /* head width */
+    TILE_MAX_G = 64,  /* query heads per kv head */
+};
+
+/* Rows a caller reads instead of slots that hold nothing: zero in every element type, width 2E for summaries.
+ */
+extern const char tile_zero_row[2 * TILE_MAX_E * sizeof(float)];
+
+struct tile {
+    /* kt (n_e,TILE_COLS) f32 = the n_e elements at row[c] + byte_offset, c < n_cols (a multiple of 16; the
+     * other columns are left alone). n_e is even and at most TILE_DEPTH. */
+    void (*load_keys)(float *kt, const char *const *row, size_t byte_offset, int n_cols, int n_e,
+                      enum dtype type);
+    /* s (n_q,s_stride): columns [c0,c1), multiples of 16, become (add: gain) the products of the n_e elements
+     * at q (n_q,q_stride) with kt's columns. */
+    void (*scores)(float *s, size_t s_stride, const float *q, size_t q_stride, int n_q, const float *kt,
+                   int n_e, int c0, int c1, bool add);
+    /* s (n) *= scale; returns the largest, -inf for n = 0. n is a multiple of 16. */
+    float (*scale_max)(float *s, int n, float scale);
+    /* s (n) = e^(s - m), 0 where s is -inf; returns the sum. n is a multiple of 16, m is finite. */
+    float (*exp_sum)(float *s, int n, float m);
+    /* o (n_q,E) += sum over rows t0 <= t < t1 of p[i][t] times the E values at row[t] + byte_offset. */
+    void (*values)(float *o, size_t o_stride, const float *p, size_t p_stride, int n_q,
+                   const char *const *row, size_t byte_offset, int t0, int t1, int E, enum dtype type);
+    /* x (n) *= f */
+    void (*scale)(float *x, int n, float f);
+    /* x (n) = the n elements at `from`, and back with one rounding as runtime/base/dtype.h does it. */
+    void (*widen)(float *x, const char *from, int n, enum dtype type);
+    void (*narrow)(char *to, const float *x, int n, enum dtype type);
+    /* How many of key (n, a multiple of 16) are at least `limit`. */
+    int (*count_at_least)(const int32_t *key, int n, int32_t limit);
+};
+
+extern const struct tile tile_portable, tile_avx2, tile_avx512;
+const struct tile *tile_of(enum cpu_isa isa);
+
+/* --- what the ops share --- */
+
+/* Attended heads of a kv head: scored heads [first, first+n), empty when this rank attends none of them. */
+static inline int attended_heads(const struct dims *m, int kv_head, int *first)
+{
+    int lo = kv_head * m->G, hi = lo + m->G;
+    if (lo < m->head_off) lo = m->head_off;
+    if (hi > m->head_off + m->Hr) hi = m->head_off + m->Hr;
+    *first = lo;
+    return hi > lo ? hi - lo : 0;
+}
+
+/* The pages a span's new row may read in this layer: [first, first+n), and whether it reads them all. */
+struct candidates {
+    int first, n;
+    bool all;
+    int n_select; /* when not all */
+};
+
+static inline struct candidates candidates_of(const struct decode_span *s, const struct kv_layer *kv,
+                                              const struct dims *m)
+{
+    struct candidates c;
+    int n_select = s->n_select[kv->sliding_window != 0];
+    c.first = page_first_visible(s->position, kv->sliding_window, m->P);
+    c.n = s->position / m->P - c.first + 1;
+    c.all = kv->layer < s->dense_layers || n_select == 0 || n_select >= c.n;
+    c.n_select = n_select;
+    return c;
+}
+
+/* Keys that the query at position r may see: [first, r]. */
+static inline int first_visible(int r, int sliding_window)
+{
+    return sliding_window && r >= sliding_window ? r - sliding_window + 1 : 0;
+}
+
+/* Where a page of a sequence lies. */
+struct page_place {
+    char *block; /* this layer's part of the block record */
+    int page;    /* within the block */
+};
+
+static inline struct page_place page_place_of(const struct kv_layer *kv, const int32_t *blocks, int page,
+                                              const struct dims *m)
+{
+    int per_block = m->B / m->P;
+    return (struct page_place){kv_layer_block(kv, m, blocks[page / per_block]), page % per_block};
+}
+
+static inline char *page_keys(struct page_place at, const struct dims *m, int kv_head)
+{
+    return at.block + kv_keys_offset(m, kv_head) +
+           (size_t)at.page * (size_t)m->P * (size_t)m->E * dtype_bytes(m->kv);
+}
+
+static inline int32_t *page_last_loaded(struct page_place at, const struct dims *m, int kv_head)
+{
+    return (int32_t *)(at.block + kv_last_loaded_offset(m, kv_head, at.page));
+}
+
+static inline const int32_t *span_blocks(const struct batch *b, const struct dims *m, int slot)
+{
+    return b->block_table + (size_t)slot * (size_t)(m->C / m->B);
+}
+
+/* The output cache of a slot: O of the attended head at ring place r % W, and its log-sum-exp. */
+static inline float *cache_out(const struct kv_layer *kv, const struct dims *m, int slot, int r, int head)
+{
+    float *base = (float *)(kv->slots + (size_t)slot * m->slot_bytes);
+    return base + ((size_t)(r % m->W) * (size_t)m->Hr + (size_t)head) * (size_t)m->E;
+}
+static inline float *cache_lse(const struct kv_layer *kv, const struct dims *m, int slot, int r, int head)
+{
+    float *base = (float *)(kv->slots + (size_t)slot * m->slot_bytes);
+    return base + (size_t)m->W * (size_t)m->Hr * (size_t)m->E + (size_t)(r % m->W) * (size_t)m->Hr +
+           (size_t)head;
+}
+
+/* Partial results of decode attention, carved from `part`: attend() writes them, merge() reads them.
+ *
+ * A page list is cut into splits, and one task attends to one split. Splits are whole chunks; a chunk is at
+ * most CHUNK_TOKENS tokens of the list. The first 16 splits have one chunk, the next 16 two, then four, ...:
+ * a function of the place in the list alone, fine enough for threads at short contexts and few enough at long
+ * ones. */
+enum { CHUNK_TOKENS = 256, SPLITS_PER_SIZE = 16 };
+
+struct part {
+    float *out; /* (rows, splits, Hr, E) sum of e^(score - m) * value */
+    float *ml;  /* (rows, splits, Hr, 2) m, then the sum of e^(score - m); m = -inf: nothing was attended */
+    int splits; /* at most, for C tokens */
+};
+
+static inline int chunk_pages(const struct dims *m)
+{
+    int n = CHUNK_TOKENS / m->P;
+    return n < 1 ? 1 : n > 64 ? 64 : n; /* a row's mask of a chunk is one 64-bit word */
+}
+static inline int split_chunks(int split) { return 1 << split / SPLITS_PER_SIZE; }
+static inline int split_first_chunk(int split)
+{
+    int size = 1 << split / SPLITS_PER_SIZE;
+    return SPLITS_PER_SIZE * (size - 1) + split % SPLITS_PER_SIZE * size;
+}
+static inline int splits_of(int n_pages, const struct dims *m)
+{
+    int chunks = (n_pages + chunk_pages(m) - 1) / chunk_pages(m), n = 0;
+    while (split_first_chunk(n) < chunks) n++;
+    return n;
+}
+static inline int decode_rows_max(const struct dims *m)
+{
+    long long n = (long long)m->max_spans * m->W;
+    return n < m->max_rows ? (int)n : m->max_rows;
+}
+static inline struct part part_of(const void *memory, const struct dims *m)
+{
+    struct part p = {.out = (float *)memory, .splits = splits_of(m->C / m->P, m)};
+    p.ml = p.out + (size_t)decode_rows_max(m) * (size_t)p.splits * (size_t)m->Hr * (size_t)m->E;
+    return p;
+}
+static inline size_t part_index(const struct part *p, const struct dims *m, int row, int split, int head)
+{
+    return ((size_t)row * (size_t)p->splits + (size_t)split) * (size_t)m->Hr + (size_t)head;
+}
+
+/* fn(arg, item, thread) for item 0 .. n-1, each dealt in ascending order to the next free thread (deal.c). */
+void cpu_deal(struct device *d, void (*fn)(void *arg, int item, int thread), void *arg, int n);
+
+/* --- the ops --- */
+void cpu_rope_store(struct device *d, float *q, const float *qkv, const float *rope, const float *q_norm,
+                    const float *k_norm, const struct kv_layer *kv, const struct batch *b,
+                    const struct dims *m);
+size_t cpu_select_scratch_bytes(const struct dims *m);
+void cpu_select(struct device *d, int32_t *pages, int32_t *count, const float *q, const struct kv_layer *kv,
+                const struct batch *b, void *scratch, const struct dims *m);
+size_t cpu_attend_part_bytes(const struct dims *m);
+void cpu_attend(struct device *d, void *part, const float *q, const struct kv_layer *kv, const int32_t *pages,
+                const int32_t *count, const struct batch *b, const struct dims *m);
+void cpu_merge(struct device *d, void *out, const void *part, const struct kv_layer *kv, const int32_t *pages,
+               const int32_t *count, int64_t *counters, const struct batch *b, const struct dims *m);
+void cpu_attend_prompt(struct device *d, void *out, const float *q, const struct kv_layer *kv,
+                       const struct batch *b, const struct dims *m);
+
+#endif

@@ -1,0 +1,195 @@
+/* select.c - which pages the new row reads: ALGORITHM.md step 2.
+ *
+ *   score_jh = (q_h . c_j + alpha |q_h| . u_j) * attention_scale,   c = (max + min) / 2,  u = (max - min) / 2
+ *            = q' . (min_j | max_j),   q' = ((q_h - alpha |q_h|) / 2 | (q_h + alpha |q_h|) / 2) *
+ * attention_scale
+ *
+ * so a page summary is a key of width 2E and the tile primitives score it. The group's scores become one per
+ * page (max, mean, or softmax over the candidate pages per head, then the mean over heads). The page of the
+ * new position and the first n_sink pages are chosen whatever they score, then the best others until n_select
+ * are chosen.
+ *
+ * Two passes: scores, a task being 256 pages of one kv head of one span; then one task a kv head and span for
+ * reducing and choosing. Choosing is linear: scores become integers of the same order, the n-th largest is
+ * found by fixing its bits from the top (32 counts over the list), ties go to lower pages.
+ *
+ * Scratch: (n_decode, Kr, G, stride) f32; the first row of a group ends as the reduced scores, then as their
+ * keys. */
+#include <limits.h>
+#include <math.h>
+
+#include "kernels/cpu/attention.h"
+#include "kernels/cpu/cpu.h"
+#include "runtime/base/die.h"
+
+enum { SCORE_PAGES = 256 };
+
+struct select {
+    const struct tile *tile;
+    int32_t *pages, *count;
+    float *score;
+    const float *q;
+    const struct kv_layer *kv;
+    const struct batch *b;
+    const struct dims *m;
+    int stretches; /* tasks of the first pass per span and kv head */
+};
+
+static size_t score_stride(const struct dims *m)
+{
+    return (size_t)(m->C / m->P + TILE_COLS - 1) / TILE_COLS * TILE_COLS;
+}
+
+size_t cpu_select_scratch_bytes(const struct dims *m)
+{
+    return (size_t)m->max_spans * (size_t)m->Qr * score_stride(m) * sizeof(float);
+}
+
+static enum dtype summary_dtype(const struct dims *m)
+{
+    return m->summary == SUMMARY_F32 ? DTYPE_F32 : m->summary == SUMMARY_F16 ? DTYPE_F16 : DTYPE_BF16;
+}
+
+static void bound_query(float *w, const float *q, float alpha, float scale, int E)
+{
+    for (int e = 0; e < E; e++) {
+        float x = q[e], width = alpha * fabsf(x);
+        w[e] = (x - width) * 0.5f * scale;
+        w[E + e] = (x + width) * 0.5f * scale;
+    }
+}
+
+/* Scores of candidates [from,to) for the heads of the group. */
+static void score_task(void *arg, int task, int thread)
+{
+    const struct select *a = arg;
+    const struct dims *m = a->m;
+    (void)thread;
+    int at = task / a->stretches, span = at / m->Kr, kv_head = at % m->Kr, E = m->E;
+    const struct decode_span *s = &a->b->host_decode[span];
+    struct candidates c = candidates_of(s, a->kv, m);
+    int from = task % a->stretches * SCORE_PAGES, to = from + SCORE_PAGES < c.n ? from + SCORE_PAGES : c.n;
+    if (c.all || from >= to) return;
+
+    float w[TILE_MAX_G * 2 * TILE_MAX_E], kt[TILE_DEPTH * TILE_COLS] __attribute__((aligned(64)));
+    const char *row[TILE_COLS];
+    const float *q =
+        a->q + ((size_t)(s->row0 + s->n_rows - 1) * (size_t)m->Qr + (size_t)(kv_head * m->G)) * (size_t)E;
+    for (int h = 0; h < m->G; h++) bound_query(w + h * 2 * E, q + h * E, s->alpha, m->attention_scale, E);
+    const int32_t *blocks = span_blocks(a->b, m, s->slot);
+    float *score = a->score + (size_t)at * (size_t)m->G * score_stride(m);
+    enum dtype type = summary_dtype(m);
+    for (int first = from; first < to; first += TILE_COLS) {
+        int n = to - first < TILE_COLS ? to - first : TILE_COLS, cols = (n + 15) / 16 * 16;
+        for (int j = 0; j < n; j++) {
+            struct page_place p = page_place_of(a->kv, blocks, c.first + first + j, m);
+            row[j] = p.block + kv_summary_offset(m, kv_head, p.page);
+        }
+        for (int j = n; j < cols; j++) row[j] = tile_zero_row;
+        for (int e = 0; e < 2 * E; e += TILE_DEPTH) {
+            int n_e = 2 * E - e < TILE_DEPTH ? 2 * E - e : TILE_DEPTH;
+            a->tile->load_keys(kt, row, (size_t)e * dtype_bytes(type), cols, n_e, type);
+            a->tile->scores(score + first, score_stride(m), w + e, (size_t)(2 * E), m->G, kt, n_e, 0, cols,
+                            e > 0);
+        }
+    }
+}
+
+/* score (G,stride) of n pages: the first row becomes the group's score. Columns up to a multiple of 16 are
+ * scratch. */
+static void reduce_group(const struct select *a, float *score, int n, enum score_group group)
+{
+    size_t stride = score_stride(a->m);
+    int G = a->m->G, padded = (n + 15) / 16 * 16;
+    if (group == SCORE_GROUP_SOFTMAX) {
+        for (int h = 0; h < G; h++) {
+            float *s = score + (size_t)h * stride;
+            for (int j = n; j < padded; j++) s[j] = -INFINITY;
+            float top = a->tile->scale_max(s, padded, 1);
+            float sum = a->tile->exp_sum(s, padded, top);
+            a->tile->scale(s, padded, 1 / sum);
+        }
+    }
+    for (int h = 1; h < G; h++) {
+        const float *s = score + (size_t)h * stride;
+        if (group == SCORE_GROUP_MAX)
+            for (int j = 0; j < n; j++) score[j] = s[j] > score[j] ? s[j] : score[j];
+        else
+            for (int j = 0; j < n; j++) score[j] += s[j];
+    }
+}
+
+/* A float as an integer of the same order; NaN below everything, -0 equal to 0. */
+static inline int32_t ordered(float x)
+{
+    if (x != x) return INT_MIN + 1;
+    int32_t i = (int32_t)dtype_f32_bits(x + 0.0f);
+    return i < 0 ? i ^ INT_MAX : i;
+}
+
+/* The n-th largest of key (padded, a multiple of 16), n >= 1. */
+static int32_t nth_largest(const struct tile *tile, const int32_t *key, int padded, int n)
+{
+    /* Bits of the answer from the top, over keys offset to unsigned order. */
+    uint32_t found = 0;
+    for (int bit = 31; bit >= 0; bit--) {
+        uint32_t candidate = found | 1u << bit;
+        int at_least = tile->count_at_least(key, padded, (int32_t)(candidate ^ 0x80000000u));
+        if (at_least >= n) found = candidate;
+        if (at_least == n) break; /* exactly the n largest: nothing left to tell apart */
+    }
+    return (int32_t)(found ^ 0x80000000u);
+}
+
+/* Task: (span, kv head). */
+static void choose_task(void *arg, int task, int thread)
+{
+    const struct select *a = arg;
+    const struct dims *m = a->m;
+    (void)thread;
+    const struct decode_span *s = &a->b->host_decode[task / m->Kr];
+    struct candidates c = candidates_of(s, a->kv, m);
+    int32_t *page = a->pages + (size_t)task * (size_t)(m->C / m->P);
+    if (c.all) {
+        for (int j = 0; j < c.n; j++) page[j] = c.first + j;
+        a->count[task] = c.n;
+        return;
+    }
+    float *score = a->score + (size_t)task * (size_t)m->G * score_stride(m);
+    int32_t *key = (int32_t *)(void *)score;
+    reduce_group(a, score, c.n, (enum score_group)s->group);
+    int padded = (c.n + 15) / 16 * 16, n_forced = 0;
+    for (int j = 0; j < c.n; j++) {
+        bool forced = j == c.n - 1 || c.first + j < s->n_sink;
+        int32_t k = ordered(score[j]);
+        memcpy(&key[j], &(int32_t){forced ? INT_MAX : k}, sizeof k);
+        n_forced += forced;
+    }
+    for (int j = c.n; j < padded; j++) memcpy(&key[j], &(int32_t){INT_MIN}, sizeof(int32_t));
+    int n = c.n_select > n_forced ? c.n_select : n_forced;
+    int32_t limit = nth_largest(a->tile, key, padded, n);
+    int above = limit == INT_MAX ? 0 : a->tile->count_at_least(key, padded, limit + 1), taken = 0;
+    int ties = n - above;
+    for (int j = 0; j < c.n && taken < n; j++) {
+        if (key[j] < limit || (key[j] == limit && ties-- <= 0)) continue;
+        page[taken++] = c.first + j;
+    }
+    ASSERT(taken == n);
+    a->count[task] = n;
+}
+
+void cpu_select(struct device *d, int32_t *pages, int32_t *count, const float *q, const struct kv_layer *kv,
+                const struct batch *b, void *scratch, const struct dims *m)
+{
+    ASSERT(m->E <= TILE_MAX_E && m->G <= TILE_MAX_G && b->n_decode <= m->max_spans);
+    if (b->n_decode == 0) return;
+    int most = 0;
+    for (int i = 0; i < b->n_decode; i++) {
+        struct candidates c = candidates_of(&b->host_decode[i], kv, m);
+        if (!c.all && c.n > most) most = c.n;
+    }
+    struct select a = {
+        tile_of(cpu_isa_of(d)), pages, count, scratch, q, kv, b, m, (most + SCORE_PAGES - 1) / SCORE_PAGES};
+    if (most > 0) cpu_parallel(d, score_task, &a, b->n_decode * m->Kr * a.stretches);
+    cpu_parallel(d, choose_task, &a, b->n_decode * m->Kr);
+}

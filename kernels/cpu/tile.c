@@ -1,0 +1,115 @@
+/* tile.c - tile primitives of attention: the naive formula in f32, and the choice of an instruction set.
+ *
+ * attention.h says what each computes and what must hold. This is the reference that the vector forms are
+ * tested beside, and the only form on processors that have neither AVX2 nor AVX-512. */
+#include <math.h>
+
+#include "kernels/cpu/attention.h"
+#include "runtime/base/die.h"
+
+const char tile_zero_row[2 * TILE_MAX_E * sizeof(float)] __attribute__((aligned(64)));
+
+static inline float element(const char *p, int i, enum dtype type)
+{
+    if (type == DTYPE_F32) {
+        float x;
+        memcpy(&x, p + 4 * (size_t)i, 4);
+        return x;
+    }
+    uint16_t h;
+    memcpy(&h, p + 2 * (size_t)i, 2);
+    return type == DTYPE_BF16 ? dtype_f32_from_bf16(h) : dtype_f32_from_f16(h);
+}
+
+static void load_keys(float *kt, const char *const *row, size_t byte_offset, int n_cols, int n_e,
+                      enum dtype type)
+{
+    for (int c = 0; c < n_cols; c++)
+        for (int e = 0; e < n_e; e++) kt[e * TILE_COLS + c] = element(row[c] + byte_offset, e, type);
+}
+
+static void scores(float *s, size_t s_stride, const float *q, size_t q_stride, int n_q, const float *kt,
+                   int n_e, int c0, int c1, bool add)
+{
+    for (int i = 0; i < n_q; i++) {
+        float *si = s + (size_t)i * s_stride;
+        if (!add)
+            for (int c = c0; c < c1; c++) si[c] = 0;
+        for (int e = 0; e < n_e; e++) {
+            float qe = q[(size_t)i * q_stride + (size_t)e];
+            for (int c = c0; c < c1; c++) si[c] += qe * kt[e * TILE_COLS + c];
+        }
+    }
+}
+
+static float scale_max(float *s, int n, float factor)
+{
+    float m = -INFINITY;
+    for (int i = 0; i < n; i++) {
+        s[i] *= factor;
+        m = s[i] > m ? s[i] : m;
+    }
+    return m;
+}
+
+static float exp_sum(float *s, int n, float m)
+{
+    float sum[4] = {0};
+    for (int i = 0; i < n; i++) {
+        s[i] = expf(s[i] - m);
+        sum[i % 4] += s[i];
+    }
+    return (sum[0] + sum[1]) + (sum[2] + sum[3]);
+}
+
+static void values(float *o, size_t o_stride, const float *p, size_t p_stride, int n_q,
+                   const char *const *row, size_t byte_offset, int t0, int t1, int E, enum dtype type)
+{
+    for (int t = t0; t < t1; t++) {
+        float v[TILE_MAX_E];
+        for (int e = 0; e < E; e++) v[e] = element(row[t] + byte_offset, e, type);
+        for (int i = 0; i < n_q; i++) {
+            float w = p[(size_t)i * p_stride + (size_t)t];
+            for (int e = 0; e < E; e++) o[(size_t)i * o_stride + (size_t)e] += w * v[e];
+        }
+    }
+}
+
+static void scale(float *x, int n, float f)
+{
+    for (int i = 0; i < n; i++) x[i] *= f;
+}
+
+static void widen(float *x, const char *from, int n, enum dtype type)
+{
+    for (int i = 0; i < n; i++) x[i] = element(from, i, type);
+}
+
+static void narrow(char *to, const float *x, int n, enum dtype type)
+{
+    if (type == DTYPE_F32) memcpy(to, x, (size_t)n * sizeof(float));
+    for (int i = 0; i < n && type != DTYPE_F32; i++) {
+        uint16_t h = type == DTYPE_BF16 ? dtype_bf16_from_f32(x[i]) : dtype_f16_from_f32(x[i]);
+        memcpy(to + 2 * (size_t)i, &h, 2);
+    }
+}
+
+static int count_at_least(const int32_t *key, int n, int32_t limit)
+{
+    int count = 0;
+    for (int i = 0; i < n; i++) count += key[i] >= limit;
+    return count;
+}
+
+const struct tile tile_portable = {load_keys, scores, scale_max, exp_sum,       values,
+                                   scale,     widen,  narrow,    count_at_least};
+
+const struct tile *tile_of(enum cpu_isa isa)
+{
+#if defined(__x86_64__)
+    if (isa == CPU_ISA_AVX512) return &tile_avx512;
+    if (isa == CPU_ISA_AVX2) return &tile_avx2;
+#endif
+    ASSERT(isa != CPU_ISA_AUTO);
+    return &tile_portable;
+}

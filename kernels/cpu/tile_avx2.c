@@ -1,0 +1,189 @@
+/* tile_avx2.c - tile primitives of attention with AVX2, FMA and F16C. */
+#include <immintrin.h>
+#include <math.h>
+
+#include "kernels/cpu/attention.h"
+
+#define vec __m256
+#define LANES 8
+#define BLOCK 2
+#define BLOCK_Q 6
+#define vec_zero _mm256_setzero_ps
+#define vec_set1 _mm256_set1_ps
+#define vec_load _mm256_loadu_ps
+#define vec_store _mm256_storeu_ps
+#define vec_fma _mm256_fmadd_ps
+#define vec_mul _mm256_mul_ps
+#define vec_add _mm256_add_ps
+#define vec_max _mm256_max_ps
+
+static inline float vec_reduce_max(vec v)
+{
+    __m128 m = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    m = _mm_max_ps(m, _mm_movehl_ps(m, m));
+    return _mm_cvtss_f32(_mm_max_ss(m, _mm_movehdup_ps(m)));
+}
+
+static inline __m256i lanes_below(int n)
+{
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+static inline vec vec_load_n(const float *p, int n) { return _mm256_maskload_ps(p, lanes_below(n)); }
+static inline void vec_store_n(float *p, vec v, int n) { _mm256_maskstore_ps(p, lanes_below(n), v); }
+
+static inline vec widen_half(__m128i h, enum dtype type)
+{
+    return type == DTYPE_BF16 ? _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16))
+                              : _mm256_cvtph_ps(h);
+}
+
+static inline vec vec_widen(const char *p, enum dtype type)
+{
+    if (type == DTYPE_F32) return _mm256_loadu_ps((const float *)(const void *)p);
+    return widen_half(_mm_loadu_si128((const __m128i *)(const void *)p), type);
+}
+
+static inline vec vec_widen_n(const char *p, int n, enum dtype type)
+{
+    if (type == DTYPE_F32) return _mm256_maskload_ps((const float *)(const void *)p, lanes_below(n));
+    uint16_t h[8] = {0}; /* no masked load of two-byte elements before AVX-512 */
+    memcpy(h, p, 2 * (size_t)n);
+    return widen_half(_mm_loadu_si128((const __m128i *)(const void *)h), type);
+}
+
+/* The low halves of eight words, each below 65536. */
+static inline __m128i low_halves(__m256i x)
+{
+    return _mm256_castsi256_si128(_mm256_permute4x64_epi64(_mm256_packus_epi32(x, x), 0xd8));
+}
+
+static inline void vec_narrow(char *p, vec v, enum dtype type)
+{
+    if (type == DTYPE_F32) {
+        _mm256_storeu_ps((float *)(void *)p, v);
+        return;
+    }
+    __m256i u = _mm256_castps_si256(v), high = _mm256_srli_epi32(u, 16), quiet;
+    __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q));
+    if (type == DTYPE_BF16) {
+        __m256i odd = _mm256_and_si256(high, _mm256_set1_epi32(1));
+        u = _mm256_srli_epi32(_mm256_add_epi32(u, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff))), 16);
+        quiet = _mm256_or_si256(high, _mm256_set1_epi32(0x40));
+    } else {
+        u = _mm256_cvtepu16_epi32(_mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+        quiet = _mm256_or_si256(_mm256_and_si256(high, _mm256_set1_epi32(0x8000)), _mm256_set1_epi32(0x7e00));
+    }
+    _mm_storeu_si128((__m128i *)(void *)p, low_halves(_mm256_blendv_epi8(u, quiet, nan)));
+}
+
+/* e^x = 2^n e^r, |r| <= ln2/2; polynomial of Cephes expf. */
+static inline vec vec_exp(vec x)
+{
+    vec tiny = _mm256_cmp_ps(x, _mm256_set1_ps(-87.0f), _CMP_LT_OQ);
+    vec n = _mm256_round_ps(_mm256_mul_ps(x, _mm256_set1_ps(0x1.715476p+0f)),
+                            _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    vec r = _mm256_fmadd_ps(n, _mm256_set1_ps(-0x1.62e400p-1f), x);
+    r = _mm256_fmadd_ps(n, _mm256_set1_ps(-0x1.7f7d1cp-20f), r);
+    vec p = _mm256_set1_ps(1.9875691500e-4f);
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.3981999507e-3f));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(8.3334519073e-3f));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(4.1665795894e-2f));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.6666665459e-1f));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(5.0000001201e-1f));
+    p = _mm256_fmadd_ps(p, _mm256_mul_ps(r, r), _mm256_add_ps(r, _mm256_set1_ps(1.0f)));
+    __m256i power = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
+    p = _mm256_mul_ps(p, _mm256_castsi256_ps(power));
+    return _mm256_andnot_ps(tiny, p); /* below -87 the power above is nonsense: exactly 0 */
+}
+
+static inline __m128 vec_sum4(__m128 sum, vec v)
+{
+    return _mm_add_ps(_mm_add_ps(sum, _mm256_castps256_ps128(v)), _mm256_extractf128_ps(v, 1));
+}
+
+/* 8 x 8 words of 32 bits, rows to columns. */
+static inline __attribute__((always_inline)) void transpose(__m256i x[8])
+{
+    __m256i a[8], b[8];
+#pragma GCC unroll 4
+    for (int i = 0; i < 8; i += 2) {
+        a[i] = _mm256_unpacklo_epi32(x[i], x[i + 1]);
+        a[i + 1] = _mm256_unpackhi_epi32(x[i], x[i + 1]);
+    }
+#pragma GCC unroll 2
+    for (int i = 0; i < 8; i += 4) { /* b[i+j]: columns j and j+4 of rows i .. i+3 */
+        b[i] = _mm256_unpacklo_epi64(a[i], a[i + 2]);
+        b[i + 1] = _mm256_unpackhi_epi64(a[i], a[i + 2]);
+        b[i + 2] = _mm256_unpacklo_epi64(a[i + 1], a[i + 3]);
+        b[i + 3] = _mm256_unpackhi_epi64(a[i + 1], a[i + 3]);
+    }
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; j++) {
+        x[j] = _mm256_permute2x128_si256(b[j], b[j + 4], 0x20);
+        x[j + 4] = _mm256_permute2x128_si256(b[j], b[j + 4], 0x31);
+    }
+}
+
+static inline vec half_words(__m256i x, int shift)
+{
+    return _mm256_cvtph_ps(
+        low_halves(_mm256_and_si256(_mm256_srli_epi32(x, shift), _mm256_set1_epi32(0xffff))));
+}
+
+/* Two-byte elements move in pairs; a transposed pair is split into its even and odd element. */
+static inline __attribute__((always_inline)) void load_keys_type(float *kt, const char *const *row,
+                                                                 size_t byte_offset, int n_cols, int n_e,
+                                                                 const enum dtype type)
+{
+    int words = type == DTYPE_F32 ? n_e : n_e / 2;
+    for (int c = 0; c < n_cols; c += 8)
+        for (int w = 0; w < words; w += 8) {
+            int n = words - w < 8 ? words - w : 8;
+            __m256i x[8];
+#pragma GCC unroll 8
+            for (int i = 0; i < 8; i++) {
+                const void *p = row[c + i] + byte_offset + 4 * (size_t)w;
+                x[i] = n == 8 ? _mm256_loadu_si256(p) : _mm256_maskload_epi32(p, lanes_below(n));
+            }
+            transpose(x);
+#pragma GCC unroll 8
+            for (int j = 0; j < 8; j++) {
+                if (j >= n) break;
+                float *to = kt + (size_t)(type == DTYPE_F32 ? w + j : 2 * (w + j)) * TILE_COLS + c;
+                if (type == DTYPE_F32) {
+                    vec_store(to, _mm256_castsi256_ps(x[j]));
+                } else if (type == DTYPE_BF16) {
+                    vec_store(to, _mm256_castsi256_ps(_mm256_slli_epi32(x[j], 16)));
+                    vec_store(to + TILE_COLS, _mm256_castsi256_ps(_mm256_and_si256(
+                                                  x[j], _mm256_set1_epi32((int)0xffff0000u))));
+                } else {
+                    vec_store(to, half_words(x[j], 0));
+                    vec_store(to + TILE_COLS, half_words(x[j], 16));
+                }
+            }
+        }
+}
+
+static void load_keys(float *kt, const char *const *row, size_t byte_offset, int n_cols, int n_e,
+                      enum dtype type)
+{
+    if (type == DTYPE_F32) load_keys_type(kt, row, byte_offset, n_cols, n_e, DTYPE_F32);
+    else if (type == DTYPE_BF16) load_keys_type(kt, row, byte_offset, n_cols, n_e, DTYPE_BF16);
+    else load_keys_type(kt, row, byte_offset, n_cols, n_e, DTYPE_F16);
+}
+
+static int count_at_least(const int32_t *key, int n, int32_t limit)
+{
+    __m256i l = _mm256_set1_epi32(limit);
+    int below = 0;
+    for (int i = 0; i < n; i += 8) {
+        __m256i lt = _mm256_cmpgt_epi32(l, _mm256_loadu_si256((const __m256i *)(const void *)(key + i)));
+        below += __builtin_popcount((unsigned)_mm256_movemask_ps(_mm256_castsi256_ps(lt)));
+    }
+    return n - below;
+}
+
+#include "kernels/cpu/tile_simd.h"
+
+const struct tile tile_avx2 = {load_keys, scores, scale_max, exp_sum,       values,
+                               scale,     widen,  narrow,    count_at_least};

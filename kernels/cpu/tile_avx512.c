@@ -1,0 +1,179 @@
+/* tile_avx512.c - tile primitives of attention with AVX-512 (F, BW, VL, DQ).
+ *
+ * Products are f32 multiply-adds of widened elements. vdpbf16ps would round the queries and the weights to
+ * bf16, and on one of the two kinds of servers we measured it is half as fast. */
+#include <immintrin.h>
+#include <math.h>
+
+#include "kernels/cpu/attention.h"
+
+#define vec __m512
+#define LANES 16
+#define BLOCK 4
+#define BLOCK_Q 6
+#define vec_zero _mm512_setzero_ps
+#define vec_set1 _mm512_set1_ps
+#define vec_load _mm512_loadu_ps
+#define vec_store _mm512_storeu_ps
+#define vec_fma _mm512_fmadd_ps
+#define vec_mul _mm512_mul_ps
+#define vec_add _mm512_add_ps
+#define vec_max _mm512_max_ps
+#define vec_reduce_max _mm512_reduce_max_ps
+
+static inline __mmask16 lanes_below(int n) { return (__mmask16)((1u << n) - 1); }
+static inline vec vec_load_n(const float *p, int n) { return _mm512_maskz_loadu_ps(lanes_below(n), p); }
+static inline void vec_store_n(float *p, vec v, int n) { _mm512_mask_storeu_ps(p, lanes_below(n), v); }
+
+static inline vec widen_bf16(__m256i h)
+{
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
+}
+
+static inline vec vec_widen(const char *p, enum dtype type)
+{
+    if (type == DTYPE_F32) return _mm512_loadu_ps(p);
+    __m256i h = _mm256_loadu_si256((const __m256i *)p);
+    return type == DTYPE_BF16 ? widen_bf16(h) : _mm512_cvtph_ps(h);
+}
+
+static inline vec vec_widen_n(const char *p, int n, enum dtype type)
+{
+    if (type == DTYPE_F32) return _mm512_maskz_loadu_ps(lanes_below(n), p);
+    __m256i h = _mm256_maskz_loadu_epi16(lanes_below(n), p);
+    return type == DTYPE_BF16 ? widen_bf16(h) : _mm512_cvtph_ps(h);
+}
+
+static inline void vec_narrow(char *p, vec v, enum dtype type)
+{
+    if (type == DTYPE_F32) {
+        _mm512_storeu_ps(p, v);
+        return;
+    }
+    __m512i u = _mm512_castps_si512(v), high = _mm512_srli_epi32(u, 16), quiet;
+    __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
+    __m256i h;
+    if (type == DTYPE_BF16) { /* not vcvtneps2bf16, which takes subnormal numbers for 0 */
+        __m512i odd = _mm512_and_si512(high, _mm512_set1_epi32(1));
+        u = _mm512_srli_epi32(_mm512_add_epi32(u, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff))), 16);
+        quiet = _mm512_or_si512(high, _mm512_set1_epi32(0x40));
+        h = _mm512_cvtepi32_epi16(_mm512_mask_blend_epi32(nan, u, quiet));
+    } else {
+        quiet = _mm512_or_si512(_mm512_and_si512(high, _mm512_set1_epi32(0x8000)), _mm512_set1_epi32(0x7e00));
+        h = _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+        h = _mm256_mask_blend_epi16(nan, h, _mm512_cvtepi32_epi16(quiet));
+    }
+    _mm256_storeu_si256((__m256i *)(void *)p, h);
+}
+
+/* e^x = 2^n e^r, |r| <= ln2/2; polynomial of Cephes expf. */
+static inline vec vec_exp(vec x)
+{
+    __mmask16 tiny = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-87.0f), _CMP_LT_OQ);
+    vec n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(0x1.715476p+0f)), _MM_FROUND_TO_NEAREST_INT);
+    vec r = _mm512_fmadd_ps(n, _mm512_set1_ps(-0x1.62e400p-1f), x);
+    r = _mm512_fmadd_ps(n, _mm512_set1_ps(-0x1.7f7d1cp-20f), r);
+    vec p = _mm512_set1_ps(1.9875691500e-4f);
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.3981999507e-3f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(8.3334519073e-3f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(4.1665795894e-2f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.6666665459e-1f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(5.0000001201e-1f));
+    p = _mm512_fmadd_ps(p, _mm512_mul_ps(r, r), _mm512_add_ps(r, _mm512_set1_ps(1.0f)));
+    p = _mm512_scalef_ps(p, n);
+    return _mm512_mask_blend_ps(tiny, p, _mm512_setzero_ps()); /* -inf made r NaN: exactly 0 */
+}
+
+static inline __m128 vec_sum4(__m128 sum, vec v)
+{
+    sum = _mm_add_ps(sum, _mm512_castps512_ps128(v));
+    sum = _mm_add_ps(sum, _mm512_extractf32x4_ps(v, 1));
+    sum = _mm_add_ps(sum, _mm512_extractf32x4_ps(v, 2));
+    return _mm_add_ps(sum, _mm512_extractf32x4_ps(v, 3));
+}
+
+/* 16 x 16 words of 32 bits, rows to columns. */
+static inline __attribute__((always_inline)) void transpose(__m512i x[16])
+{
+    __m512i a[16], b[16];
+#pragma GCC unroll 8
+    for (int i = 0; i < 16; i += 2) {
+        a[i] = _mm512_unpacklo_epi32(x[i], x[i + 1]);
+        a[i + 1] = _mm512_unpackhi_epi32(x[i], x[i + 1]);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 16; i += 4) { /* b[i+j]: columns j, j+4, j+8, j+12 of rows i .. i+3 */
+        b[i] = _mm512_unpacklo_epi64(a[i], a[i + 2]);
+        b[i + 1] = _mm512_unpackhi_epi64(a[i], a[i + 2]);
+        b[i + 2] = _mm512_unpacklo_epi64(a[i + 1], a[i + 3]);
+        b[i + 3] = _mm512_unpackhi_epi64(a[i + 1], a[i + 3]);
+    }
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; j++) {
+        __m512i lo = _mm512_shuffle_i32x4(b[j], b[j + 4], 0x88),
+                hi = _mm512_shuffle_i32x4(b[j], b[j + 4], 0xdd);
+        __m512i lo2 = _mm512_shuffle_i32x4(b[j + 8], b[j + 12], 0x88);
+        __m512i hi2 = _mm512_shuffle_i32x4(b[j + 8], b[j + 12], 0xdd);
+        x[j] = _mm512_shuffle_i32x4(lo, lo2, 0x88);
+        x[j + 8] = _mm512_shuffle_i32x4(lo, lo2, 0xdd);
+        x[j + 4] = _mm512_shuffle_i32x4(hi, hi2, 0x88);
+        x[j + 12] = _mm512_shuffle_i32x4(hi, hi2, 0xdd);
+    }
+}
+
+/* Two-byte elements move in pairs; a transposed pair is split into its even and odd element. */
+static inline __attribute__((always_inline)) void load_keys_type(float *kt, const char *const *row,
+                                                                 size_t byte_offset, int n_cols, int n_e,
+                                                                 const enum dtype type)
+{
+    int words = type == DTYPE_F32 ? n_e : n_e / 2;
+    for (int c = 0; c < n_cols; c += 16)
+        for (int w = 0; w < words; w += 16) {
+            int n = words - w < 16 ? words - w : 16;
+            __m512i x[16];
+#pragma GCC unroll 16
+            for (int i = 0; i < 16; i++) {
+                const char *p = row[c + i] + byte_offset + 4 * (size_t)w;
+                x[i] = n == 16 ? _mm512_loadu_si512(p) : _mm512_maskz_loadu_epi32(lanes_below(n), p);
+            }
+            transpose(x);
+#pragma GCC unroll 16
+            for (int j = 0; j < 16; j++) {
+                if (j >= n) break;
+                float *to = kt + (size_t)(type == DTYPE_F32 ? w + j : 2 * (w + j)) * TILE_COLS + c;
+                if (type == DTYPE_F32) {
+                    vec_store(to, _mm512_castsi512_ps(x[j]));
+                } else if (type == DTYPE_BF16) {
+                    vec_store(to, _mm512_castsi512_ps(_mm512_slli_epi32(x[j], 16)));
+                    vec_store(to + TILE_COLS, _mm512_castsi512_ps(_mm512_and_si512(
+                                                  x[j], _mm512_set1_epi32((int)0xffff0000u))));
+                } else {
+                    vec_store(to, _mm512_cvtph_ps(_mm512_cvtepi32_epi16(x[j])));
+                    vec_store(to + TILE_COLS,
+                              _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(x[j], 16))));
+                }
+            }
+        }
+}
+
+static void load_keys(float *kt, const char *const *row, size_t byte_offset, int n_cols, int n_e,
+                      enum dtype type)
+{
+    if (type == DTYPE_F32) load_keys_type(kt, row, byte_offset, n_cols, n_e, DTYPE_F32);
+    else if (type == DTYPE_BF16) load_keys_type(kt, row, byte_offset, n_cols, n_e, DTYPE_BF16);
+    else load_keys_type(kt, row, byte_offset, n_cols, n_e, DTYPE_F16);
+}
+
+static int count_at_least(const int32_t *key, int n, int32_t limit)
+{
+    __m512i l = _mm512_set1_epi32(limit);
+    int count = 0;
+    for (int i = 0; i < n; i += 16)
+        count += __builtin_popcount(_mm512_cmpge_epi32_mask(_mm512_loadu_si512(key + i), l));
+    return count;
+}
+
+#include "kernels/cpu/tile_simd.h"
+
+const struct tile tile_avx512 = {load_keys, scores, scale_max, exp_sum,       values,
+                                 scale,     widen,  narrow,    count_at_least};

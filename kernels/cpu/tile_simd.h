@@ -1,0 +1,215 @@
+/* tile_simd.h - tile primitives of attention over a vector type; included once by tile_avx2.c and once by
+ * tile_avx512.c, which define before it:
+ *
+ *   vec, LANES          a vector of f32 and how many it holds
+ *   BLOCK               vectors beside each other in a block of accumulators; BLOCK_Q queries below each
+ * other vec_zero vec_set1 vec_load vec_store vec_fma vec_mul vec_add vec_max vec_reduce_max vec_load_n(p, n),
+ * vec_store_n(p, v, n)       the first n lanes, the others zero and untouched in memory vec_widen(p, type),
+ * vec_widen_n(p, n, type)  LANES elements of a type as f32 vec_narrow(p, v, type) LANES elements, rounded as
+ * dtype.h does it vec_exp(v)          e^v for v <= 0 or so; 0 below -87; error within 2 units in the last
+ * place vec_sum4(sum, v)    adds the lanes of v to the four of sum, lane modulo 4, in ascending order
+ *   load_keys, count_at_least
+ *
+ * What the compiler must see as constants (how many accumulators live in registers) are arguments of
+ * always-inlined functions. */
+#define INLINE static inline __attribute__((always_inline))
+
+/* Scores of NQ queries with NV vectors of columns. One chain per accumulator: NQ * NV of them hide the
+ * latency. */
+INLINE void scores_block(float *s, size_t s_stride, const float *q, size_t q_stride, const float *kt, int n_e,
+                         bool add, const int NQ, const int NV)
+{
+    vec a[BLOCK_Q][BLOCK];
+#pragma GCC unroll 8
+    for (int i = 0; i < NQ; i++)
+#pragma GCC unroll 4
+        for (int v = 0; v < NV; v++)
+            a[i][v] = add ? vec_load(s + (size_t)i * s_stride + v * LANES) : vec_zero();
+    for (int e = 0; e < n_e; e++) {
+        vec k[BLOCK];
+#pragma GCC unroll 4
+        for (int v = 0; v < NV; v++) k[v] = vec_load(kt + e * TILE_COLS + v * LANES);
+#pragma GCC unroll 8
+        for (int i = 0; i < NQ; i++) {
+            vec qe = vec_set1(q[(size_t)i * q_stride + (size_t)e]);
+#pragma GCC unroll 4
+            for (int v = 0; v < NV; v++) a[i][v] = vec_fma(qe, k[v], a[i][v]);
+        }
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < NQ; i++)
+#pragma GCC unroll 4
+        for (int v = 0; v < NV; v++) vec_store(s + (size_t)i * s_stride + v * LANES, a[i][v]);
+}
+
+INLINE void scores_queries(float *s, size_t s_stride, const float *q, size_t q_stride, const float *kt,
+                           int n_e, int c0, int c1, bool add, const int NQ)
+{
+    int c = c0;
+    for (; c + BLOCK * LANES <= c1; c += BLOCK * LANES)
+        scores_block(s + c, s_stride, q, q_stride, kt + c, n_e, add, NQ, BLOCK);
+    for (; c < c1; c += LANES) scores_block(s + c, s_stride, q, q_stride, kt + c, n_e, add, NQ, 1);
+}
+
+/* How many queries of n are done together: blocks of about equal height, none above BLOCK_Q. */
+INLINE int block_height(int n)
+{
+    int blocks = (n + BLOCK_Q - 1) / BLOCK_Q;
+    return (n + blocks - 1) / blocks;
+}
+
+static void scores(float *s, size_t s_stride, const float *q, size_t q_stride, int n_q, const float *kt,
+                   int n_e, int c0, int c1, bool add)
+{
+    while (n_q > 0) {
+        int n = block_height(n_q);
+        switch (n) {
+        case 1: scores_queries(s, s_stride, q, q_stride, kt, n_e, c0, c1, add, 1); break;
+        case 2: scores_queries(s, s_stride, q, q_stride, kt, n_e, c0, c1, add, 2); break;
+        case 3: scores_queries(s, s_stride, q, q_stride, kt, n_e, c0, c1, add, 3); break;
+        case 4: scores_queries(s, s_stride, q, q_stride, kt, n_e, c0, c1, add, 4); break;
+        case 5: scores_queries(s, s_stride, q, q_stride, kt, n_e, c0, c1, add, 5); break;
+        default: scores_queries(s, s_stride, q, q_stride, kt, n_e, c0, c1, add, 6); break;
+        }
+        s += (size_t)n * s_stride;
+        q += (size_t)n * q_stride;
+        n_q -= n;
+    }
+}
+
+static float scale_max(float *s, int n, float factor)
+{
+    vec m = vec_set1(-INFINITY), f = vec_set1(factor);
+    for (int i = 0; i < n; i += LANES) {
+        vec x = vec_mul(vec_load(s + i), f);
+        vec_store(s + i, x);
+        m = vec_max(x, m);
+    }
+    return vec_reduce_max(m);
+}
+
+static float exp_sum(float *s, int n, float m)
+{
+    vec vm = vec_set1(-m);
+    __m128 sum = _mm_setzero_ps();
+    for (int i = 0; i < n; i += LANES) {
+        vec x = vec_exp(vec_add(vec_load(s + i), vm));
+        vec_store(s + i, x);
+        sum = vec_sum4(sum, x);
+    }
+    float l[4];
+    _mm_storeu_ps(l, sum);
+    return (l[0] + l[1]) + (l[2] + l[3]);
+}
+
+/* NQ outputs of NV vectors from element e on; the last vector has `tail` elements. */
+INLINE void values_block(float *o, size_t o_stride, const float *p, size_t p_stride, const char *const *row,
+                         size_t byte_offset, int t0, int t1, int tail, enum dtype type, const int NQ,
+                         const int NV)
+{
+    vec a[BLOCK_Q][BLOCK];
+    bool whole = tail == LANES;
+#pragma GCC unroll 8
+    for (int i = 0; i < NQ; i++)
+#pragma GCC unroll 4
+        for (int v = 0; v < NV; v++) {
+            float *at = o + (size_t)i * o_stride + v * LANES;
+            a[i][v] = v < NV - 1 || whole ? vec_load(at) : vec_load_n(at, tail);
+        }
+    size_t step = (size_t)LANES * (type == DTYPE_F32 ? 4 : 2);
+    for (int t = t0; t < t1; t++) {
+        const char *r = row[t] + byte_offset;
+        vec x[BLOCK];
+#pragma GCC unroll 4
+        for (int v = 0; v < NV; v++)
+            x[v] = v < NV - 1 || whole ? vec_widen(r + (size_t)v * step, type)
+                                       : vec_widen_n(r + (size_t)v * step, tail, type);
+#pragma GCC unroll 8
+        for (int i = 0; i < NQ; i++) {
+            vec w = vec_set1(p[(size_t)i * p_stride + (size_t)t]);
+#pragma GCC unroll 4
+            for (int v = 0; v < NV; v++) a[i][v] = vec_fma(w, x[v], a[i][v]);
+        }
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < NQ; i++)
+#pragma GCC unroll 4
+        for (int v = 0; v < NV; v++) {
+            float *at = o + (size_t)i * o_stride + v * LANES;
+            if (v < NV - 1 || whole) vec_store(at, a[i][v]);
+            else vec_store_n(at, a[i][v], tail);
+        }
+}
+
+INLINE void values_queries(float *o, size_t o_stride, const float *p, size_t p_stride, const char *const *row,
+                           size_t byte_offset, int t0, int t1, int E, enum dtype type, const int NQ)
+{
+    size_t bytes = type == DTYPE_F32 ? 4 : 2;
+    int e = 0;
+    for (; e + BLOCK * LANES <= E; e += BLOCK * LANES)
+        values_block(o + e, o_stride, p, p_stride, row, byte_offset + (size_t)e * bytes, t0, t1, LANES, type,
+                     NQ, BLOCK);
+    for (; e + LANES <= E; e += LANES)
+        values_block(o + e, o_stride, p, p_stride, row, byte_offset + (size_t)e * bytes, t0, t1, LANES, type,
+                     NQ, 1);
+    if (e < E)
+        values_block(o + e, o_stride, p, p_stride, row, byte_offset + (size_t)e * bytes, t0, t1, E - e, type,
+                     NQ, 1);
+}
+
+INLINE void values_type(float *o, size_t o_stride, const float *p, size_t p_stride, int n_q,
+                        const char *const *row, size_t byte_offset, int t0, int t1, int E,
+                        const enum dtype type)
+{
+    while (n_q > 0) {
+        int n = block_height(n_q);
+        switch (n) {
+        case 1: values_queries(o, o_stride, p, p_stride, row, byte_offset, t0, t1, E, type, 1); break;
+        case 2: values_queries(o, o_stride, p, p_stride, row, byte_offset, t0, t1, E, type, 2); break;
+        case 3: values_queries(o, o_stride, p, p_stride, row, byte_offset, t0, t1, E, type, 3); break;
+        case 4: values_queries(o, o_stride, p, p_stride, row, byte_offset, t0, t1, E, type, 4); break;
+        case 5: values_queries(o, o_stride, p, p_stride, row, byte_offset, t0, t1, E, type, 5); break;
+        default: values_queries(o, o_stride, p, p_stride, row, byte_offset, t0, t1, E, type, 6); break;
+        }
+        o += (size_t)n * o_stride;
+        p += (size_t)n * p_stride;
+        n_q -= n;
+    }
+}
+
+static void values(float *o, size_t o_stride, const float *p, size_t p_stride, int n_q,
+                   const char *const *row, size_t byte_offset, int t0, int t1, int E, enum dtype type)
+{
+    if (type == DTYPE_F32) values_type(o, o_stride, p, p_stride, n_q, row, byte_offset, t0, t1, E, DTYPE_F32);
+    else if (type == DTYPE_BF16)
+        values_type(o, o_stride, p, p_stride, n_q, row, byte_offset, t0, t1, E, DTYPE_BF16);
+    else values_type(o, o_stride, p, p_stride, n_q, row, byte_offset, t0, t1, E, DTYPE_F16);
+}
+
+static void scale(float *x, int n, float f)
+{
+    vec vf = vec_set1(f);
+    int i = 0;
+    for (; i + LANES <= n; i += LANES) vec_store(x + i, vec_mul(vec_load(x + i), vf));
+    if (i < n) vec_store_n(x + i, vec_mul(vec_load_n(x + i, n - i), vf), n - i);
+}
+
+static void widen(float *x, const char *from, int n, enum dtype type)
+{
+    size_t bytes = dtype_bytes(type);
+    int i = 0;
+    for (; i + LANES <= n; i += LANES) vec_store(x + i, vec_widen(from + (size_t)i * bytes, type));
+    if (i < n) vec_store_n(x + i, vec_widen_n(from + (size_t)i * bytes, n - i, type), n - i);
+}
+
+static void narrow(char *to, const float *x, int n, enum dtype type)
+{
+    size_t bytes = dtype_bytes(type);
+    int i = 0;
+    for (; i + LANES <= n; i += LANES) vec_narrow(to + (size_t)i * bytes, vec_load(x + i), type);
+    if (i < n) {
+        char rest[LANES * 4];
+        vec_narrow(rest, vec_load_n(x + i, n - i), type);
+        memcpy(to + (size_t)i * bytes, rest, (size_t)(n - i) * bytes);
+    }
+}
