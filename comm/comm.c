@@ -12,12 +12,9 @@ struct comm *comm_open(const struct comm_world *w)
     if (!c) DIE(EXIT_CODE_MEMORY, NULL, "no memory for a group of ranks");
     c->rank = w->rank;
     c->size = w->size;
-    if (w->size == 1)
-        self_open(c);
-    else if (w->node_size == w->size)
-        shm_open_group(c);
-    else
-        mpi_open(c, w);
+    if (w->size == 1) self_open(c);
+    else if (w->node_size == w->size) shm_open_group(c);
+    else mpi_open(c, w);
     return c;
 }
 

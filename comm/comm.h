@@ -1,7 +1,7 @@
 /* comm.h - collectives between the ranks of a group, behind one small table: self, mpi, nccl.
  *
- * Every rank of the group calls the same collectives in the same order (the step plan sees to that). They return void:
- * a collective that fails cannot be survived by one rank alone and is a DIE with EXIT_CODE_PEER.
+ * Every rank of the group calls the same collectives in the same order (the step plan sees to that). They
+ * return void: a collective that fails cannot be survived by one rank alone and is a DIE with EXIT_CODE_PEER.
  *
  * Invariants:
  *  1. all_reduce gives the same bits on every rank, and from run to run (sums in rank order).
@@ -18,9 +18,9 @@
 
 struct comm; /* context; rank 0 is the leader */
 
-/* The process's place in the world, known before any group exists. comm_world_open initialises MPI only when a launcher
- * started us (`launched`, which launcher/boot.c reads from the environment); a lone process needs none. Call once, from
- * the main thread. */
+/* The process's place in the world, known before any group exists. comm_world_open initialises MPI only when
+ * a launcher started us (`launched`, which launcher/boot.c reads from the environment); a lone process needs
+ * none. Call once, from the main thread. */
 struct comm_world {
     int rank, size;
     int node_rank, node_size; /* among the ranks of this host */
@@ -32,8 +32,8 @@ void comm_world_close(void);
 /* Abnormal end of the whole job from any rank at any time; used by the die hook. Does not return. */
 _Noreturn void comm_world_abort(int exit_code);
 
-/* Opens the tensor-parallel group of all ranks of the world: self for one rank, shared memory between ranks of one
- * host, MPI otherwise. */
+/* Opens the tensor-parallel group of all ranks of the world: self for one rank, shared memory between ranks
+ * of one host, MPI otherwise. */
 struct comm *comm_open(const struct comm_world *w);
 void comm_close(struct comm *c);
 
@@ -47,8 +47,8 @@ const char *comm_describe(const struct comm *c);
 
 /* In place sum of n f32 over the group, in rank order. `stream` is the device's stream (NULL on the CPU). */
 void comm_all_reduce(struct comm *c, float *buffer, size_t n, void *stream);
-/* Uneven gather to rank 0 in host memory: this rank's n_bytes; counts (size) bytes of each rank, displacements implied
- * in rank order; `all` only matters on rank 0. May be used inside a step (logits). */
+/* Uneven gather to rank 0 in host memory: this rank's n_bytes; counts (size) bytes of each rank,
+ * displacements implied in rank order; `all` only matters on rank 0. May be used inside a step (logits). */
 void comm_gather(struct comm *c, const void *mine, size_t n_bytes, void *all, const size_t *counts);
 
 /* Host collectives. */

@@ -51,7 +51,7 @@ struct hello { /* first bytes on a connection */
 struct ctl {
     int rank, size;
     int timeout_ms;
-    int *fd;               /* rank 0: (size), fd[0] unused; others: fd[0] is the connection to rank 0 */
+    int *fd; /* rank 0: (size), fd[0] unused; others: fd[0] is the connection to rank 0 */
     uint8_t *buffer;
     size_t capacity;
     int64_t last_wait_us, wait_cpu_us, wait_wall_us;
@@ -82,10 +82,12 @@ static void list_addresses(struct contact *c)
 static void listen_on_both(struct contact *c, int fds[2])
 {
     *c = (struct contact){0};
-    if (getrandom(c->key, KEY_BYTES, 0) != KEY_BYTES) DIE(EXIT_CODE_PEER, NULL, "getrandom: %s", strerror(errno));
+    if (getrandom(c->key, KEY_BYTES, 0) != KEY_BYTES)
+        DIE(EXIT_CODE_PEER, NULL, "getrandom: %s", strerror(errno));
     uint64_t tag;
     memcpy(&tag, c->key, sizeof tag);
-    snprintf(c->unix_name, sizeof c->unix_name, "retro-ctl-%d-%016llx", getpid(), (unsigned long long)(tag ^ tag >> 7));
+    snprintf(c->unix_name, sizeof c->unix_name, "retro-ctl-%d-%016llx", getpid(),
+             (unsigned long long)(tag ^ tag >> 7));
     struct sockaddr_un u;
     socklen_t n;
     fds[0] = unix_socket(c->unix_name, &u, &n);
@@ -117,8 +119,7 @@ static bool read_all(int fd, void *to, size_t n, int64_t deadline_us)
 {
     for (size_t got = 0; got < n;) {
         ssize_t k = recv(fd, (char *)to + got, n - got, 0);
-        if (k > 0)
-            got += (size_t)k;
+        if (k > 0) got += (size_t)k;
         else if (k == 0 || (errno != EAGAIN && errno != EINTR) || !wait_for(fd, POLLIN, deadline_us))
             return false;
     }
@@ -129,10 +130,8 @@ static bool write_all(int fd, const void *from, size_t n, int64_t deadline_us)
 {
     for (size_t sent = 0; sent < n;) {
         ssize_t k = send(fd, (const char *)from + sent, n - sent, MSG_NOSIGNAL);
-        if (k >= 0)
-            sent += (size_t)k;
-        else if ((errno != EAGAIN && errno != EINTR) || !wait_for(fd, POLLOUT, deadline_us))
-            return false;
+        if (k >= 0) sent += (size_t)k;
+        else if ((errno != EAGAIN && errno != EINTR) || !wait_for(fd, POLLOUT, deadline_us)) return false;
     }
     return true;
 }
@@ -173,8 +172,8 @@ static void accept_all(struct ctl *x, const struct contact *c, int listeners[2])
     names[0] = 0;
     for (int r = 1; r < x->size && n < sizeof names - 8; r++)
         if (x->fd[r] < 0) n += (size_t)snprintf(names + n, sizeof names - n, "%s%d", n ? "," : "", r);
-    DIE(EXIT_CODE_PEER, "can their hosts reach rank 0 over TCP?", "ranks %s did not open the control channel within %d s",
-        names, x->timeout_ms / 1000);
+    DIE(EXIT_CODE_PEER, "can their hosts reach rank 0 over TCP?",
+        "ranks %s did not open the control channel within %d s", names, x->timeout_ms / 1000);
 }
 
 static int try_connect(int fd, const struct sockaddr *a, socklen_t n)
@@ -199,7 +198,8 @@ static void connect_to_leader(struct ctl *x, const struct contact *c)
     fd = try_connect(fd, (struct sockaddr *)&u, n);
     for (int i = 0; i < c->n_addresses && fd < 0; i++) {
         struct sockaddr_in in = {.sin_family = AF_INET, .sin_addr = c->address[i], .sin_port = c->port};
-        fd = try_connect(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0), (struct sockaddr *)&in, sizeof in);
+        fd = try_connect(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0),
+                         (struct sockaddr *)&in, sizeof in);
     }
     struct hello h = {.rank = (uint32_t)x->rank};
     memcpy(h.key, c->key, KEY_BYTES);
@@ -224,10 +224,8 @@ struct ctl *ctl_open(struct comm *c, double timeout_s)
     int listeners[2] = {-1, -1};
     if (x->rank == 0) listen_on_both(&contact, listeners);
     comm_bcast(c, &contact, sizeof contact);
-    if (x->rank == 0)
-        accept_all(x, &contact, listeners);
-    else
-        connect_to_leader(x, &contact);
+    if (x->rank == 0) accept_all(x, &contact, listeners);
+    else connect_to_leader(x, &contact);
     return x;
 }
 
@@ -236,9 +234,11 @@ static void send_frame(struct ctl *x, uint32_t kind, const void *bytes, size_t n
     struct frame_head head = {.magic = FRAME_MAGIC, .kind = kind, .n_bytes = n, .crc = crc32_of(bytes, n)};
     int64_t deadline = clock_us() + (int64_t)x->timeout_ms * 1000;
     for (int r = 1; r < x->size; r++) {
-        if (write_all(x->fd[r], &head, sizeof head, deadline) && write_all(x->fd[r], bytes, n, deadline)) continue;
+        if (write_all(x->fd[r], &head, sizeof head, deadline) && write_all(x->fd[r], bytes, n, deadline))
+            continue;
         if (kind != KIND_CLOSE)
-            DIE(EXIT_CODE_PEER, NULL, "control channel: rank %d does not take messages (%s)", r, strerror(errno));
+            DIE(EXIT_CODE_PEER, NULL, "control channel: rank %d does not take messages (%s)", r,
+                strerror(errno));
     }
 }
 
@@ -266,8 +266,8 @@ static int64_t thread_cpu_us(void)
     return (int64_t)t.tv_sec * 1000000 + t.tv_nsec / 1000;
 }
 
-/* Waits until bytes are there or the peer is gone. In a busy run the next step follows within microseconds: then a short
- * spin saves the wake-up; after a long wait the next one sleeps at once. */
+/* Waits until bytes are there or the peer is gone. In a busy run the next step follows within microseconds:
+ * then a short spin saves the wake-up; after a long wait the next one sleeps at once. */
 static void wait_readable(struct ctl *x)
 {
     int64_t begun = clock_us(), cpu = thread_cpu_us();
@@ -275,7 +275,8 @@ static void wait_readable(struct ctl *x)
     struct pollfd p = {.fd = x->fd[0], .events = POLLIN};
     while (poll(&p, 1, 0) == 0 && clock_us() - begun < spin_us) sched_yield();
     if (!(p.revents & (POLLIN | POLLHUP | POLLERR)))
-        while (poll(&p, 1, -1) < 0 && errno == EINTR) {}
+        while (poll(&p, 1, -1) < 0 && errno == EINTR) {
+        }
     x->last_wait_us = clock_us() - begun;
     x->wait_wall_us += x->last_wait_us;
     x->wait_cpu_us += thread_cpu_us() - cpu;
@@ -296,10 +297,12 @@ bool ctl_receive(struct ctl *x, uint32_t *kind, const void **bytes, size_t *n)
         free(x->buffer);
         x->capacity = head.n_bytes * 2;
         x->buffer = malloc(x->capacity);
-        if (!x->buffer) DIE(EXIT_CODE_MEMORY, NULL, "no memory for a message of %zu bytes", (size_t)head.n_bytes);
+        if (!x->buffer)
+            DIE(EXIT_CODE_MEMORY, NULL, "no memory for a message of %zu bytes", (size_t)head.n_bytes);
     }
     if (!read_all(x->fd[0], x->buffer, head.n_bytes, deadline))
-        DIE(EXIT_CODE_PEER, "see its last lines", "rank 0 is gone: its control channel closed inside a message");
+        DIE(EXIT_CODE_PEER, "see its last lines",
+            "rank 0 is gone: its control channel closed inside a message");
     if (crc32_of(x->buffer, head.n_bytes) != head.crc)
         DIE(EXIT_CODE_PEER, NULL, "control channel: a frame arrived damaged");
     *kind = head.kind;

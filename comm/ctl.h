@@ -1,13 +1,13 @@
 /* ctl.h - the control channel: rank 0 sends framed messages to all other ranks, which sleep while they wait.
  *
- * Why not MPI_Bcast: a rank waiting in it burns a core (98-100 % measured), and it cannot be left when rank 0 is gone.
- * Here each follower holds one stream socket to rank 0 (a unix socket in the abstract namespace between
- * processes of one host, TCP otherwise) whose address travelled over MPI at start. A wait first polls for a short
- * adaptive time, because in a busy run the next step follows at once, then blocks in poll(2).
+ * Why not MPI_Bcast: a rank waiting in it burns a core (98-100 % measured), and it cannot be left when rank 0
+ * is gone. Here each follower holds one stream socket to rank 0 (a unix socket in the abstract namespace
+ * between processes of one host, TCP otherwise) whose address travelled over MPI at start. A wait first polls
+ * for a short adaptive time, because in a busy run the next step follows at once, then blocks in poll(2).
  *
- * Frame: u32 magic, u32 kind, u64 length, u32 crc32 of the payload, payload. A frame that does not fit the magic, the
- * limit or the sum is a DIE: the stream cannot be trusted any more. A stranger that connects is dropped: the first
- * bytes must be the job's random key, which only travelled over MPI. */
+ * Frame: u32 magic, u32 kind, u64 length, u32 crc32 of the payload, payload. A frame that does not fit the
+ * magic, the limit or the sum is a DIE: the stream cannot be trusted any more. A stranger that connects is
+ * dropped: the first bytes must be the job's random key, which only travelled over MPI. */
 #ifndef RETRO_COMM_CTL_H
 #define RETRO_COMM_CTL_H
 
@@ -21,18 +21,20 @@ struct ctl;
 
 #define CTL_FRAME_MAX ((size_t)64 << 20)
 
-/* Collective over the group. One rank: a channel without peers. DIEs naming the ranks that did not connect within
- * timeout_s. */
+/* Collective over the group. One rank: a channel without peers. DIEs naming the ranks that did not connect
+ * within timeout_s. */
 struct ctl *ctl_open(struct comm *c, double timeout_s);
 void ctl_close(struct ctl *x);
 
-/* Rank 0: the same frame to every follower. Never blocks for a slow follower longer than the timeout of ctl_open. */
+/* Rank 0: the same frame to every follower. Never blocks for a slow follower longer than the timeout of
+ * ctl_open. */
 void ctl_send(struct ctl *x, uint32_t kind, const void *bytes, size_t n);
-/* Followers: waits, asleep, for the next frame; bytes are borrowed until the next call. False when rank 0 closed the
- * channel in order (after its last frame); a broken channel is a DIE with EXIT_CODE_PEER. */
+/* Followers: waits, asleep, for the next frame; bytes are borrowed until the next call. False when rank 0
+ * closed the channel in order (after its last frame); a broken channel is a DIE with EXIT_CODE_PEER. */
 bool ctl_receive(struct ctl *x, uint32_t *kind, const void **bytes, size_t *n);
 
-/* CPU microseconds that this follower spent waiting in ctl_receive, and wall microseconds (for tests: waiting sleeps). */
+/* CPU microseconds that this follower spent waiting in ctl_receive, and wall microseconds (for tests: waiting
+ * sleeps). */
 void ctl_wait_times(const struct ctl *x, int64_t *cpu_us, int64_t *wall_us);
 
 #endif

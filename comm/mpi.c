@@ -1,7 +1,8 @@
 /* mpi.c - the world of ranks, and all-reduce over MPI between hosts.
  *
- * The all-reduce is a reduce-scatter (each rank sums its slice of everyone's buffer, in rank order) followed by an
- * all-gather: 2n bytes a rank, the same bits everywhere, whatever algorithm MPI would have chosen for its own sum. */
+ * The all-reduce is a reduce-scatter (each rank sums its slice of everyone's buffer, in rank order) followed
+ * by an all-gather: 2n bytes a rank, the same bits everywhere, whatever algorithm MPI would have chosen for
+ * its own sum. */
 #include <limits.h>
 #include <mpi.h>
 #include <stdio.h>
@@ -95,7 +96,8 @@ static void mpi_reserve(struct comm *c, size_t n_f32)
     ASSERT(s->slice <= INT_MAX / sizeof(float));
     s->send = malloc(s->slice * (size_t)c->size * sizeof(float));
     s->receive = malloc(s->slice * (size_t)c->size * sizeof(float));
-    if (!s->send || !s->receive) DIE(EXIT_CODE_MEMORY, "lower --prefill-chunk", "no memory for the all-reduce buffer");
+    if (!s->send || !s->receive)
+        DIE(EXIT_CODE_MEMORY, "lower --prefill-chunk", "no memory for the all-reduce buffer");
 }
 
 static void mpi_all_reduce(struct comm *c, float *buffer, size_t n, void *stream)
@@ -112,8 +114,9 @@ static void mpi_all_reduce(struct comm *c, float *buffer, size_t n, void *stream
         const float *other = s->receive + (size_t)r * slice;
         for (size_t i = 0; i < slice; i++) s->receive[i] += other[i];
     }
-    mpi_check(MPI_Allgather(s->receive, (int)slice, MPI_FLOAT, s->send, (int)slice, MPI_FLOAT, MPI_COMM_WORLD),
-              "MPI_Allgather of an all-reduce");
+    mpi_check(
+        MPI_Allgather(s->receive, (int)slice, MPI_FLOAT, s->send, (int)slice, MPI_FLOAT, MPI_COMM_WORLD),
+        "MPI_Allgather of an all-reduce");
     memcpy(buffer, s->send, n * sizeof *buffer);
 }
 

@@ -1,12 +1,14 @@
 /* shm.c - all-reduce between the ranks of one host through shared memory.
  *
- * Every rank copies its piece into its own slot, posts, waits for the others and sums the slots in rank order: the same
- * bits on every rank. Large pieces are summed slice by slice, each rank one slice, and copied out after a second post.
- * Why not MPI: 8 KiB between two ranks take 5.5 us there (measured), mostly its protocol.
+ * Every rank copies its piece into its own slot, posts, waits for the others and sums the slots in rank
+ * order: the same bits on every rank. Large pieces are summed slice by slice, each rank one slice, and copied
+ * out after a second post. Why not MPI: 8 KiB between two ranks take 5.5 us there (measured), mostly its
+ * protocol.
  *
- * Reuse of a slot is safe with two sets of slots: a rank begins call c+2 only when everyone has posted in call c+1, and
- * has so finished reading call c. A wait spins shortly (the others are as fast as we are), then sleeps in a futex: a
- * spinning rank would take the core from the one it waits for when there are more ranks than cores. */
+ * Reuse of a slot is safe with two sets of slots: a rank begins call c+2 only when everyone has posted in
+ * call c+1, and has so finished reading call c. A wait spins shortly (the others are as fast as we are), then
+ * sleeps in a futex: a spinning rank would take the core from the one it waits for when there are more ranks
+ * than cores. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -26,9 +28,9 @@
 #include "runtime/base/die.h"
 
 enum {
-    PIECE = 1 << 18,        /* elements handled at once: 1 MiB a slot */
-    DIRECT_MAX = 1 << 13,   /* up to here every rank sums everything itself: one wait instead of two */
-    SPINS = 4000,           /* about 50 us of pause instructions */
+    PIECE = 1 << 18,      /* elements handled at once: 1 MiB a slot */
+    DIRECT_MAX = 1 << 13, /* up to here every rank sums everything itself: one wait instead of two */
+    SPINS = 4000,         /* about 50 us of pause instructions */
 };
 
 struct post { /* one rank's count of posts, on its own cache line */
@@ -39,10 +41,10 @@ struct post { /* one rank's count of posts, on its own cache line */
 struct shm_state {
     char *map;
     size_t map_bytes;
-    struct post *post;  /* (size) */
-    float *slots;       /* (2, size, PIECE) */
-    float *sums;        /* (2, PIECE) */
-    uint32_t posted;    /* how often this rank posted */
+    struct post *post; /* (size) */
+    float *slots;      /* (2, size, PIECE) */
+    float *sums;       /* (2, PIECE) */
+    uint32_t posted;   /* how often this rank posted */
     unsigned parity;
 };
 
@@ -69,7 +71,8 @@ static void await(struct post *p, uint32_t target)
     for (;;) {
         uint32_t seen = atomic_load(&p->count);
         if ((int32_t)(seen - target) >= 0) break;
-        syscall(SYS_futex, &p->count, FUTEX_WAIT, seen, NULL, NULL, 0); /* returns at once when it is no longer `seen` */
+        syscall(SYS_futex, &p->count, FUTEX_WAIT, seen, NULL, NULL,
+                0); /* returns at once when it is no longer `seen` */
     }
     atomic_fetch_sub(&p->sleepers, 1);
 }
@@ -94,7 +97,8 @@ static void sum_slots(const struct comm *c, const float *slots, size_t first, si
 static void reduce_piece(struct comm *c, float *buffer, size_t n)
 {
     struct shm_state *s = c->state;
-    float *slots = s->slots + (size_t)s->parity * (size_t)c->size * PIECE, *sums = s->sums + (size_t)s->parity * PIECE;
+    float *slots = s->slots + (size_t)s->parity * (size_t)c->size * PIECE,
+          *sums = s->sums + (size_t)s->parity * PIECE;
     s->parity ^= 1;
     memcpy(slots + (size_t)c->rank * PIECE, buffer, n * sizeof *buffer);
     post(s, c->rank);
@@ -131,7 +135,8 @@ static void shm_close(struct comm *c)
 
 static const struct comm_table shm_table = {shm_reserve, shm_all_reduce, mpi_gather, shm_close};
 
-/* Rank 0 makes the object, everyone maps it, and its name is gone before the first use: nothing is left behind. */
+/* Rank 0 makes the object, everyone maps it, and its name is gone before the first use: nothing is left
+ * behind. */
 static char *map_segment(const struct comm *c, size_t bytes)
 {
     char name[64];
@@ -145,14 +150,16 @@ static char *map_segment(const struct comm *c, size_t bytes)
     }
     mpi_check(MPI_Bcast(name, sizeof name, MPI_BYTE, 0, MPI_COMM_WORLD), "MPI_Bcast");
     if (c->rank != 0) fd = shm_open(name, O_RDWR, 0600);
-    char *map = fd >= 0 && !failed ? mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0) : MAP_FAILED;
+    char *map =
+        fd >= 0 && !failed ? mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0) : MAP_FAILED;
     int error = errno;
     if (fd >= 0) close(fd);
     int bad = map == MAP_FAILED, any = 0;
     mpi_check(MPI_Allreduce(&bad, &any, 1, MPI_INT, MPI_MAX, MPI_COMM_WORLD), "MPI_Allreduce");
     if (c->rank == 0) shm_unlink(name);
     if (bad)
-        LOG_WARN("no shared memory of %zu MiB (%s): all-reduce goes through MPI; a larger /dev/shm makes it faster",
+        LOG_WARN("no shared memory of %zu MiB (%s): all-reduce goes through MPI; a larger /dev/shm makes it "
+                 "faster",
                  bytes >> 20, strerror(failed ? failed : error));
     if (any && !bad) munmap(map, bytes);
     return any ? NULL : map;

@@ -1,5 +1,5 @@
-/* cmd_generate.c - `retro generate`: a prompt, or a dialogue on a terminal, to streamed text; one summary line on
- * standard error. Rank 0 tokenizes, samples and prints; the other ranks follow its steps. */
+/* cmd_generate.c - `retro generate`: a prompt, or a dialogue on a terminal, to streamed text; one summary
+ * line on standard error. Rank 0 tokenizes, samples and prints; the other ranks follow its steps. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -39,9 +39,9 @@ static enum status check_options(const struct options *o, struct reason *why)
 {
     if ((o->prompt != NULL) + (o->prompt_file != NULL) + (o->replay != NULL) > 1)
         return status_fail(why, STATUS_BAD_OPTION, "--prompt, --prompt-file and --replay: give one of them");
-    if (o->system && !o->chat)
-        return status_fail(why, STATUS_BAD_OPTION, "--system: needs --chat");
-    if (o->record && o->replay) return status_fail(why, STATUS_BAD_OPTION, "--record and --replay: give one of them");
+    if (o->system && !o->chat) return status_fail(why, STATUS_BAD_OPTION, "--system: needs --chat");
+    if (o->record && o->replay)
+        return status_fail(why, STATUS_BAD_OPTION, "--record and --replay: give one of them");
     if (o->temperature == 0 && (o->given.top_p || o->given.min_p || o->given.top_k))
         LOG_WARN("--top-k, --top-p and --min-p have no effect at temperature 0");
     for (int i = 0; i < o->stop.n_items; i++)
@@ -53,14 +53,16 @@ static enum status check_options(const struct options *o, struct reason *why)
 static enum status read_prompt(const struct options *o, char **text, size_t *n, struct reason *why)
 {
     if (o->prompt_file) return text_read_file(o->prompt_file, text, n, why);
-    if (!o->prompt || strcmp(o->prompt, "-") == 0) return text_read_stream(stdin, "standard input", text, n, why);
+    if (!o->prompt || strcmp(o->prompt, "-") == 0)
+        return text_read_stream(stdin, "standard input", text, n, why);
     *text = strdup(o->prompt);
     if (!*text) DIE(EXIT_CODE_MEMORY, NULL, "no memory for the prompt");
     *n = strlen(*text);
     return STATUS_OK;
 }
 
-static enum status encode_messages(struct run *r, const struct chat_message *messages, int n, struct reason *why)
+static enum status encode_messages(struct run *r, const struct chat_message *messages, int n,
+                                   struct reason *why)
 {
     char *text;
     enum status status = chat_render(&r->chat, messages, n, &text, why);
@@ -88,7 +90,8 @@ static enum status encode_prompt(struct run *r, struct reason *why)
     }
     free(text);
     if (status == STATUS_OK && r->prompt.n_ids == 0)
-        status = status_fail(why, STATUS_BAD_INPUT, "the prompt is empty and the model has no begin-of-text token");
+        status = status_fail(why, STATUS_BAD_INPUT,
+                             "the prompt is empty and the model has no begin-of-text token");
     return status;
 }
 
@@ -98,16 +101,17 @@ static enum status size_context(const struct run *r, int *context, struct reason
     int limit = r->s->files.arch.context, wanted;
     if (r->o->max_context != OPTIONS_UNSET) {
         if (r->o->max_context > limit)
-            return status_fail(why, STATUS_TOO_LONG, "--max-context %d: the model's limit is %d", r->o->max_context,
-                               limit);
+            return status_fail(why, STATUS_TOO_LONG, "--max-context %d: the model's limit is %d",
+                               r->o->max_context, limit);
         limit = r->o->max_context;
     }
     if (r->dialogue) {
         wanted = limit < 8192 || r->o->max_context != OPTIONS_UNSET ? limit : 8192;
     } else {
         if (r->prompt.n_ids >= (size_t)limit)
-            return status_fail(why, STATUS_TOO_LONG, "the prompt has %zu tokens, the context limit is %d: shorten it%s",
-                               r->prompt.n_ids, limit, r->o->max_context != OPTIONS_UNSET ? " or raise --max-context" : "");
+            return status_fail(
+                why, STATUS_TOO_LONG, "the prompt has %zu tokens, the context limit is %d: shorten it%s",
+                r->prompt.n_ids, limit, r->o->max_context != OPTIONS_UNSET ? " or raise --max-context" : "");
         long sum = (long)r->prompt.n_ids + r->o->max_tokens;
         if (sum > limit)
             LOG_WARN("--max-tokens %d: only %zu fit into the context of %d", r->o->max_tokens,
@@ -123,11 +127,12 @@ static enum status prepare(struct run *r, int *context, struct reason *why)
     const struct options *o = r->o;
     enum status status = check_options(o, why);
     if (status != STATUS_OK) return status;
-    r->sampling = (struct sampling){o->temperature, o->top_k, o->top_p, o->min_p, o->repetition_penalty,
-                                    (uint64_t)o->seed, 0};
+    r->sampling = (struct sampling){o->temperature,        o->top_k,          o->top_p, o->min_p,
+                                    o->repetition_penalty, (uint64_t)o->seed, 0};
     r->dialogue = o->chat && !o->prompt && !o->prompt_file && isatty(STDIN_FILENO);
     if (!o->chat && !o->prompt && !o->prompt_file && !o->replay && isatty(STDIN_FILENO))
-        return status_fail(why, STATUS_BAD_OPTION, "--prompt TEXT is missing (or --prompt-file, --chat, standard input)");
+        return status_fail(why, STATUS_BAD_OPTION,
+                           "--prompt TEXT is missing (or --prompt-file, --chat, standard input)");
     if (o->replay) {
         struct step_limits limits;
         status = record_read_limits(o->replay, &limits, why);
@@ -180,8 +185,8 @@ static void decode(struct run *r, struct generation *g, const struct engine_outp
     done->finish = "max-tokens";
     for (;;) {
         int32_t token = greedy ? out->best
-                               : sampler_draw(sampler, &r->sampling, out->logits, g->seq.token, g->seq.n_tokens,
-                                              g->seq.n_tokens);
+                               : sampler_draw(sampler, &r->sampling, out->logits, g->seq.token,
+                                              g->seq.n_tokens, g->seq.n_tokens);
         if (done->n_tokens++ == 0) done->first_s = (double)(clock_us() - g->started_us) * 1e-6;
         if (is_end(r, token)) {
             done->finish = "end of text";
@@ -210,7 +215,8 @@ static void run_once(struct run *r, int capacity, struct outcome *done, struct t
 {
     struct generation g;
     *done = (struct outcome){0};
-    generation_open(&g, r->s->engine, &r->s->policy, r->prompt.ids, (int)r->prompt.n_ids, capacity, r->o->prefill_chunk);
+    generation_open(&g, r->s->engine, &r->s->policy, r->prompt.ids, (int)r->prompt.n_ids, capacity,
+                    r->o->prefill_chunk);
     g.recording = r->o->record ? &r->recording : NULL;
     bool greedy = sampling_is_greedy(&r->sampling);
     const struct engine_output *out = generation_prefill(&g, greedy ? STEP_WANT_BEST : STEP_WANT_LOGITS);
@@ -223,7 +229,8 @@ static void run_once(struct run *r, int capacity, struct outcome *done, struct t
 static void tell(const struct run *r, const struct outcome *d)
 {
     fprintf(stderr,
-            "\n%d tokens after %zu, %.1f tokens/s, first token %.3f s, %s window %d: exposure %.3f, kv read %.1f %%, "
+            "\n%d tokens after %zu, %.1f tokens/s, first token %.3f s, %s window %d: exposure %.3f, kv read "
+            "%.1f %%, "
             "finished: %s\n",
             d->n_tokens, r->prompt.n_ids, d->n_tokens > 1 ? (d->n_tokens - 1) / d->seconds : 0.0, d->first_s,
             policy_kind_name(r->s->policy.kind), r->s->policy.window, d->exposure.exposure,
@@ -239,14 +246,17 @@ static enum status run_dialogue(struct run *r, int context, struct reason *why)
     int n = 0;
     enum status status = STATUS_OK;
     if (r->o->system) messages[n++] = (struct chat_message){"system", strdup(r->o->system)};
-    while (status == STATUS_OK && n + 2 < TURNS_MAX && (fputs("> ", stderr), fgets(line, sizeof line, stdin))) {
+    while (status == STATUS_OK && n + 2 < TURNS_MAX &&
+           (fputs("> ", stderr), fgets(line, sizeof line, stdin))) {
         line[strcspn(line, "\n")] = 0;
         if (!line[0]) continue;
         messages[n++] = (struct chat_message){"user", strdup(line)};
         status = encode_messages(r, messages, n, why);
         if (status == STATUS_OK && r->prompt.n_ids + 1 >= (size_t)context)
-            status = status_fail(why, STATUS_TOO_LONG, "the dialogue fills the context of %d tokens: start again, or "
-                                 "with a larger --max-context", context);
+            status = status_fail(why, STATUS_TOO_LONG,
+                                 "the dialogue fills the context of %d tokens: start again, or "
+                                 "with a larger --max-context",
+                                 context);
         if (status != STATUS_OK) break;
         struct outcome done;
         struct token_list answer = {0};
@@ -267,12 +277,11 @@ static enum status run_replay(struct run *r, struct reason *why)
 {
     long steps, differ, first;
     enum status status = record_open(&r->recording, r->o->replay, engine_limits(r->s->engine), why);
-    if (status == STATUS_OK) status = record_replay(&r->recording, r->s->engine, &steps, &differ, &first, why);
+    if (status == STATUS_OK)
+        status = record_replay(&r->recording, r->s->engine, &steps, &differ, &first, why);
     if (status != STATUS_OK) return status;
-    if (differ == 0)
-        printf("%ld steps, every result has the same bits\n", steps);
-    else
-        printf("%ld steps, %ld differ, the first is step %ld\n", steps, differ, first);
+    if (differ == 0) printf("%ld steps, every result has the same bits\n", steps);
+    else printf("%ld steps, %ld differ, the first is step %ld\n", steps, differ, first);
     return STATUS_OK;
 }
 

@@ -26,7 +26,8 @@ static int sliding_layers(const struct arch *a)
 static int64_t parameters(const struct tensors *t)
 {
     int64_t n = 0;
-    for (int i = 0; i < tensors_count(t); i++) n += (int64_t)(tensors_at(t, i)->bytes / dtype_bytes(tensors_at(t, i)->dtype));
+    for (int i = 0; i < tensors_count(t); i++)
+        n += (int64_t)(tensors_at(t, i)->bytes / dtype_bytes(tensors_at(t, i)->dtype));
     return n;
 }
 
@@ -36,9 +37,10 @@ static json_t *shard_json(const struct arch *a, int ranks)
     for (int r = 0; r < ranks; r++) {
         struct shard s;
         shard_make(&s, r, ranks, a->n_heads, a->n_kv_heads, a->ffn, a->vocab);
-        json_array_append_new(list, json_pack("{s:i, s:[i,i], s:[i,i], s:[i,i], s:[i,i]}", "rank", r, "kv_heads",
-                                              s.kv_first, s.n_kv, "query_heads", s.head_first, s.n_heads, "ffn",
-                                              s.ffn_first, s.n_ffn, "vocab", s.vocab_first, s.n_vocab));
+        json_array_append_new(list,
+                              json_pack("{s:i, s:[i,i], s:[i,i], s:[i,i], s:[i,i]}", "rank", r, "kv_heads",
+                                        s.kv_first, s.n_kv, "query_heads", s.head_first, s.n_heads, "ffn",
+                                        s.ffn_first, s.n_ffn, "vocab", s.vocab_first, s.n_vocab));
     }
     return list;
 }
@@ -46,15 +48,16 @@ static json_t *shard_json(const struct arch *a, int ranks)
 static void print_json(const struct model_files *f, const char *chat, int vocab, int ranks)
 {
     const struct arch *a = &f->arch;
-    json_t *j = json_pack("{s:s, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:f, s:s, s:b, s:s, s:i, s:i, s:I, s:I, s:i, "
-                          "s:s, s:i}",
-                          "family", a->family, "layers", a->n_layers, "hidden", a->hidden, "heads", a->n_heads,
-                          "kv_heads", a->n_kv_heads, "head_dim", a->head_dim, "ffn", a->ffn, "vocab", a->vocab,
-                          "context", a->context, "rope_theta", a->rope_theta, "rope", rope_name(a->rope.type),
-                          "tied_head", a->tied_head, "dtype", dtype_name(a->dtype), "sliding_window",
-                          a->sliding_window, "sliding_layers", sliding_layers(a), "parameters",
-                          (json_int_t)parameters(f->tensors), "bytes", (json_int_t)tensors_total_bytes(f->tensors),
-                          "tensors", tensors_count(f->tensors), "chat", chat, "tokenizer_vocab", vocab);
+    json_t *j = json_pack(
+        "{s:s, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:f, s:s, s:b, s:s, s:i, s:i, s:I, s:I, s:i, "
+        "s:s, s:i}",
+        "family", a->family, "layers", a->n_layers, "hidden", a->hidden, "heads", a->n_heads, "kv_heads",
+        a->n_kv_heads, "head_dim", a->head_dim, "ffn", a->ffn, "vocab", a->vocab, "context", a->context,
+        "rope_theta", a->rope_theta, "rope", rope_name(a->rope.type), "tied_head", a->tied_head, "dtype",
+        dtype_name(a->dtype), "sliding_window", a->sliding_window, "sliding_layers", sliding_layers(a),
+        "parameters", (json_int_t)parameters(f->tensors), "bytes",
+        (json_int_t)tensors_total_bytes(f->tensors), "tensors", tensors_count(f->tensors), "chat", chat,
+        "tokenizer_vocab", vocab);
     ASSERT(j);
     json_object_set_new(j, "shards", shard_json(a, ranks));
     char *text = json_dumps(j, JSON_COMPACT);
@@ -67,9 +70,10 @@ static void print_json(const struct model_files *f, const char *chat, int vocab,
 static void print_text(const struct model_files *f, const char *chat, int vocab, int ranks)
 {
     const struct arch *a = &f->arch;
-    printf("family      %s, %d layers, hidden %d, %d query heads, %d kv heads of %d, ffn %d\n", a->family, a->n_layers,
-           a->hidden, a->n_heads, a->n_kv_heads, a->head_dim, a->ffn);
-    printf("vocabulary  %d (tokenizer: %d), %s LM head\n", a->vocab, vocab, a->tied_head ? "tied" : "separate");
+    printf("family      %s, %d layers, hidden %d, %d query heads, %d kv heads of %d, ffn %d\n", a->family,
+           a->n_layers, a->hidden, a->n_heads, a->n_kv_heads, a->head_dim, a->ffn);
+    printf("vocabulary  %d (tokenizer: %d), %s LM head\n", a->vocab, vocab,
+           a->tied_head ? "tied" : "separate");
     printf("context     %d, rope %s, theta %g", a->context, rope_name(a->rope.type), a->rope_theta);
     if (sliding_layers(a)) printf(", sliding window %d in %d layers", a->sliding_window, sliding_layers(a));
     printf("\nweights     %d tensors, %.1f M parameters, %.2f GB\n", tensors_count(f->tensors),
@@ -94,16 +98,18 @@ int cmd_info(const struct options *o, const struct comm_world *w)
     struct chat_template chat = {0};
     int ranks = o->tp == OPTIONS_UNSET ? w->size : o->tp;
     enum status status = STATUS_OK;
-    if (!o->model) status = status_fail(&why, STATUS_BAD_OPTION, "--model DIR is missing: a Hugging Face model folder");
+    if (!o->model)
+        status = status_fail(&why, STATUS_BAD_OPTION, "--model DIR is missing: a Hugging Face model folder");
     if (status == STATUS_OK) status = model_files_open(&files, o->model, &why);
     if (status == STATUS_OK && ranks > files.arch.n_heads)
-        status = status_fail(&why, STATUS_BAD_OPTION, "--tp %d: the model has %d query heads, at most that many ranks",
-                             ranks, files.arch.n_heads);
+        status = status_fail(&why, STATUS_BAD_OPTION,
+                             "--tp %d: the model has %d query heads, at most that many ranks", ranks,
+                             files.arch.n_heads);
     if (status == STATUS_OK) status = tokenizer_open(&t, o->model, &why);
     if (status == STATUS_OK) {
         /* A folder without a chat template is complete: say why --chat will not work and go on. */
-        const char *format = chat_open(&chat, o->model, &no_chat) == STATUS_OK ? chat_format_name(chat.format)
-                                                                              : no_chat.text;
+        const char *format =
+            chat_open(&chat, o->model, &no_chat) == STATUS_OK ? chat_format_name(chat.format) : no_chat.text;
         (o->json ? print_json : print_text)(&files, format, tokenizer_vocab_size(t), ranks);
     }
     chat_close(&chat);

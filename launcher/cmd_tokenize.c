@@ -7,7 +7,8 @@
 #include "launcher/text.h"
 #include "runtime/base/die.h"
 
-static enum status encode(const struct tokenizer *t, bool special, const char *text, size_t n, struct reason *why)
+static enum status encode(const struct tokenizer *t, bool special, const char *text, size_t n,
+                          struct reason *why)
 {
     struct token_list ids = {0};
     enum status status = tokenizer_encode(t, text, n, special, &ids, why);
@@ -37,7 +38,8 @@ int cmd_tokenize(const struct options *o, const struct comm_world *w)
     char *text = NULL;
     size_t n;
     enum status status = STATUS_OK;
-    if (!o->model) status = status_fail(&why, STATUS_BAD_OPTION, "--model DIR is missing: a folder with tokenizer.json");
+    if (!o->model)
+        status = status_fail(&why, STATUS_BAD_OPTION, "--model DIR is missing: a folder with tokenizer.json");
     if (status == STATUS_OK) status = tokenizer_open(&t, o->model, &why);
     if (status == STATUS_OK) status = text_read_stream(stdin, "standard input", &text, &n, &why);
     if (status == STATUS_OK)

@@ -26,7 +26,8 @@ static void print_usage(FILE *f)
 {
     fprintf(f, "usage: retro COMMAND --model DIR [options]      alone, or under mpirun or srun\n\n");
     for (int i = 0; i < n_commands; i++) fprintf(f, "  %-10s %s\n", commands[i].name, commands[i].what);
-    fprintf(f, "\nretro COMMAND --help shows a command's options; retro help config prints them all as a config file\n");
+    fprintf(f, "\nretro COMMAND --help shows a command's options; retro help config prints them all as a "
+               "config file\n");
 }
 
 static const struct command *find_command(const char *name)
@@ -43,14 +44,12 @@ static bool told_help(int argc, char **argv)
         printf("retro %s\n", RETRO_VERSION);
         return true;
     }
-    if (strcmp(argv[1], "help") != 0 && strcmp(argv[1], "--help") != 0 && strcmp(argv[1], "-h") != 0) return false;
+    if (strcmp(argv[1], "help") != 0 && strcmp(argv[1], "--help") != 0 && strcmp(argv[1], "-h") != 0)
+        return false;
     const struct command *c = argc > 2 ? find_command(argv[2]) : NULL;
-    if (argc > 2 && strcmp(argv[2], "config") == 0)
-        options_print_config(stdout);
-    else if (c)
-        options_print_help(stdout, c->bit);
-    else
-        print_usage(stdout);
+    if (argc > 2 && strcmp(argv[2], "config") == 0) options_print_config(stdout);
+    else if (c) options_print_help(stdout, c->bit);
+    else print_usage(stdout);
     return true;
 }
 
@@ -68,7 +67,8 @@ static int run(const struct command *c, int argc, char **argv, const struct comm
             options_print_help(stdout, c->bit);
         }
     } else {
-        log_set_level(w->rank == 0 || o.log_level == LOG_LEVEL_DEBUG ? (enum log_level)o.log_level : LOG_LEVEL_WARN);
+        log_set_level(w->rank == 0 || o.log_level == LOG_LEVEL_DEBUG ? (enum log_level)o.log_level
+                                                                     : LOG_LEVEL_WARN);
         if (c->ranks || w->rank == 0) code = c->run(&o, w);
     }
     options_close(&o);

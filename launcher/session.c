@@ -16,15 +16,17 @@ static enum status check_ranks(const struct session *s, struct reason *why)
 {
     int ranks = s->world.size;
     if (s->options->tp != OPTIONS_UNSET && s->options->tp != ranks)
-        return status_fail(why, STATUS_BAD_OPTION, "--tp %d: %d rank%s started; start with mpirun -n %d", s->options->tp,
-                           ranks, ranks == 1 ? " was" : "s were", s->options->tp);
+        return status_fail(why, STATUS_BAD_OPTION, "--tp %d: %d rank%s started; start with mpirun -n %d",
+                           s->options->tp, ranks, ranks == 1 ? " was" : "s were", s->options->tp);
     if (ranks > s->files.arch.n_heads)
-        return status_fail(why, STATUS_BAD_OPTION, "%d ranks: the model has %d query heads, start at most that many",
-                           ranks, s->files.arch.n_heads);
+        return status_fail(why, STATUS_BAD_OPTION,
+                           "%d ranks: the model has %d query heads, start at most that many", ranks,
+                           s->files.arch.n_heads);
     return STATUS_OK;
 }
 
-enum status session_prepare(struct session *s, const struct options *o, const struct comm_world *w, struct reason *why)
+enum status session_prepare(struct session *s, const struct options *o, const struct comm_world *w,
+                            struct reason *why)
 {
     *s = (struct session){.world = *w, .options = o};
     s->comm = comm_open(w);
@@ -54,8 +56,8 @@ enum status session_agree(struct session *s, enum status status, int *context, c
     struct reason mine;
     status = model_files_open(&s->files, s->options->model, &mine);
     if (status != STATUS_OK)
-        DIE(status_exit_code(status), "rank 0 read the same folder: is the file system mounted on every host?", "%s",
-            mine.text);
+        DIE(status_exit_code(status),
+            "rank 0 read the same folder: is the file system mounted on every host?", "%s", mine.text);
     return STATUS_OK;
 }
 

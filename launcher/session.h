@@ -1,7 +1,7 @@
 /* session.h - everything a running command needs, opened in the order in which it can fail.
  *
- * Rank 0 checks options and files first and tells the others the verdict, so that a bad folder is one line and one exit
- * code however many ranks there are. */
+ * Rank 0 checks options and files first and tells the others the verdict, so that a bad folder is one line
+ * and one exit code however many ranks there are. */
 #ifndef RETRO_LAUNCHER_SESSION_H
 #define RETRO_LAUNCHER_SESSION_H
 
@@ -24,8 +24,10 @@ struct session {
 
 /* Opens the group; on rank 0 the policy and the model files too. Returns the status on rank 0; follow it with
  * session_agree, also after a failure. */
-enum status session_prepare(struct session *s, const struct options *o, const struct comm_world *w, struct reason *why);
-/* Collective: everyone learns rank 0's status and how many tokens a sequence needs. On failure rank 0 prints `why`. */
+enum status session_prepare(struct session *s, const struct options *o, const struct comm_world *w,
+                            struct reason *why);
+/* Collective: everyone learns rank 0's status and how many tokens a sequence needs. On failure rank 0 prints
+ * `why`. */
 enum status session_agree(struct session *s, enum status status, int *context, const struct reason *why);
 /* Collective: loads the model and opens the engine for n_slots sequences of `context` tokens. */
 enum status session_load(struct session *s, int context, int n_slots, struct reason *why);

@@ -47,7 +47,8 @@ enum status text_parse_ids(const char *text, struct token_list *ids, struct reas
         errno = 0;
         long v = strtol(at, &end, 10);
         if (end == at || (*end && !isspace((unsigned char)*end)) || errno || v < 0 || v > INT32_MAX)
-            return status_fail(why, STATUS_BAD_INPUT, "entry %zu is not a token id: \"%.20s\"", ids->n_ids + 1, at);
+            return status_fail(why, STATUS_BAD_INPUT, "entry %zu is not a token id: \"%.20s\"",
+                               ids->n_ids + 1, at);
         token_list_push(ids, (int32_t)v);
         at = end;
     }

@@ -15,15 +15,15 @@ struct engine {
     struct ctl *ctl;
     struct stage stage;
     struct step_limits limits;
-    struct step plan;            /* followers: what arrived */
-    struct wire wire;            /* leader: what is sent */
+    struct step plan;             /* followers: what arrived */
+    struct wire wire;             /* leader: what is sent */
     struct engine_output *output; /* (max_out) */
     /* One rank's results of a step: best (n_out), then rows of logits (n_logits, Vr). */
     char *mine;
     size_t mine_capacity;
     /* Leader: the same of all ranks, one after another, and the logits in vocabulary order (n_logits, V). */
     char *all;
-    size_t *all_bytes;           /* (size) */
+    size_t *all_bytes; /* (size) */
     float *logits;
 };
 
@@ -89,7 +89,8 @@ double engine_token_bytes(const struct engine *e)
 
 double engine_summary_bytes(const struct engine *e) { return (double)e->model->dims.summary_bytes; }
 
-/* Runs a plan on this rank and brings its results to host memory: best, then the logits that were asked for. */
+/* Runs a plan on this rank and brings its results to host memory: best, then the logits that were asked for.
+ */
 static void execute(struct engine *e, const struct step *s, int *n_out, int *n_logits)
 {
     struct model *m = e->model;
@@ -128,11 +129,12 @@ static void gather(struct engine *e, int n_out, int n_logits)
             shard_of(e, r, &first, &count);
             e->all_bytes[r] = best_bytes + (size_t)n_logits * (size_t)count * sizeof(float);
         }
-    comm_gather(e->comm, e->mine, best_bytes + (size_t)n_logits * (size_t)e->model->dims.Vr * sizeof(float), e->all,
-                e->all_bytes);
+    comm_gather(e->comm, e->mine, best_bytes + (size_t)n_logits * (size_t)e->model->dims.Vr * sizeof(float),
+                e->all, e->all_bytes);
 }
 
-/* Merges the ranks' results: lower ranks hold lower token ids, so a strict comparison keeps the lower id on a tie. */
+/* Merges the ranks' results: lower ranks hold lower token ids, so a strict comparison keeps the lower id on a
+ * tie. */
 static void assemble(struct engine *e, int n_out, int n_logits)
 {
     size_t vocab = (size_t)e->model->arch->vocab;
@@ -201,7 +203,8 @@ void engine_follow(struct engine *e)
     while (ctl_receive(e->ctl, &kind, &bytes, &n)) {
         if (kind == MESSAGE_STEP) {
             if (wire_unpack_step(&e->plan, bytes, n, &why) != STATUS_OK)
-                DIE(EXIT_CODE_PEER, "do all ranks run the same program with the same options?", "%s", why.text);
+                DIE(EXIT_CODE_PEER, "do all ranks run the same program with the same options?", "%s",
+                    why.text);
             int n_out, n_logits;
             execute(e, &e->plan, &n_out, &n_logits);
             gather(e, n_out, n_logits);
@@ -213,7 +216,8 @@ void engine_follow(struct engine *e)
             ASSERT(slot >= 0 && slot < e->limits.n_slots);
             sum_counters(e, slot, counters);
         } else {
-            DIE(EXIT_CODE_PEER, "do all ranks run the same program?", "message of unknown kind %u from rank 0", kind);
+            DIE(EXIT_CODE_PEER, "do all ranks run the same program?",
+                "message of unknown kind %u from rank 0", kind);
         }
     }
 }

@@ -1,8 +1,9 @@
 /* engine.h - a model on one or many ranks as one thing that executes steps.
  *
- * Rank 0 (the leader) calls engine_step with a plan; it sends the plan to the followers, all ranks run model_forward,
- * and the leader gets the logits of the whole vocabulary. Followers sit in engine_follow until the leader closes.
- * Nothing here decides anything: plans come from generate, eval and (later) the scheduler. */
+ * Rank 0 (the leader) calls engine_step with a plan; it sends the plan to the followers, all ranks run
+ * model_forward, and the leader gets the logits of the whole vocabulary. Followers sit in engine_follow until
+ * the leader closes. Nothing here decides anything: plans come from generate, eval and (later) the scheduler.
+ */
 #ifndef RETRO_ENGINE_H
 #define RETRO_ENGINE_H
 
@@ -26,8 +27,8 @@ double engine_summary_bytes(const struct engine *e);
 
 /* One output: a row that the plan wanted something of, in plan order. */
 struct engine_output {
-    int seq;             /* index into step->seq */
-    int32_t best;        /* token with the largest logit; the lower id wins a tie */
+    int seq;      /* index into step->seq */
+    int32_t best; /* token with the largest logit; the lower id wins a tie */
     float best_logit;
     const float *logits; /* (vocab) when the plan wanted them, else NULL; borrowed until the next step */
 };

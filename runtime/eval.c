@@ -41,7 +41,8 @@ static enum status run_steps(struct generation *g, const struct eval_request *q,
     return dump->file ? npy_write_row(dump, out->logits, why) : STATUS_OK;
 }
 
-enum status eval_run(struct engine *e, const struct eval_request *q, struct eval_result *r, struct reason *why)
+enum status eval_run(struct engine *e, const struct eval_request *q, struct eval_result *r,
+                     struct reason *why)
 {
     *r = (struct eval_result){0};
     struct npy dump = {0};
@@ -77,10 +78,11 @@ enum status eval_read_tokens(const char *path, int vocab, int32_t **tokens, int 
         for (; c >= '0' && c <= '9'; c = getc(f), digits++)
             if (value <= INT32_MAX) value = value * 10 + (c - '0');
         if (digits == 0 || (c != EOF && !isspace(c)))
-            status = status_fail(why, STATUS_BAD_INPUT, "--tokens %s: entry %d is not a token id", path, n + 1);
+            status =
+                status_fail(why, STATUS_BAD_INPUT, "--tokens %s: entry %d is not a token id", path, n + 1);
         else if (value >= vocab)
-            status = status_fail(why, STATUS_BAD_INPUT, "--tokens %s: entry %d is %ld, the vocabulary has %d", path,
-                                 n + 1, value, vocab);
+            status = status_fail(why, STATUS_BAD_INPUT, "--tokens %s: entry %d is %ld, the vocabulary has %d",
+                                 path, n + 1, value, vocab);
         if (n == capacity) {
             capacity = capacity ? capacity * 2 : 4096;
             ids = realloc(ids, (size_t)capacity * sizeof *ids);
@@ -88,7 +90,8 @@ enum status eval_read_tokens(const char *path, int vocab, int32_t **tokens, int 
         }
         ids[n++] = (int32_t)value;
     }
-    if (status == STATUS_OK && ferror(f)) status = status_fail(why, STATUS_IO, "--tokens %s: %s", path, strerror(errno));
+    if (status == STATUS_OK && ferror(f))
+        status = status_fail(why, STATUS_IO, "--tokens %s: %s", path, strerror(errno));
     fclose(f);
     if (status != STATUS_OK) {
         free(ids);

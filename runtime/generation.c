@@ -3,8 +3,8 @@
 #include "runtime/base/clock.h"
 #include "runtime/base/die.h"
 
-void generation_open(struct generation *g, struct engine *e, const struct policy *p, const int32_t *prompt, int n_prompt,
-                     int capacity, int chunk)
+void generation_open(struct generation *g, struct engine *e, const struct policy *p, const int32_t *prompt,
+                     int n_prompt, int capacity, int chunk)
 {
     const struct step_limits *l = engine_limits(e);
     *g = (struct generation){.engine = e, .chunk = chunk, .started_us = clock_us()};
@@ -70,9 +70,9 @@ void generation_exposure(struct generation *g, struct exposure *x)
     *x = (struct exposure){
         .pages_loaded = c[COUNTER_PAGES_LOADED],
         .pages_met = c[COUNTER_PAGES_MET],
-        .exposure = c[COUNTER_PAGES_LOADED]
-                        ? (double)(c[COUNTER_PAGES_LOADED] + c[COUNTER_PAGES_MET]) / (double)c[COUNTER_PAGES_LOADED]
-                        : 1,
+        .exposure = c[COUNTER_PAGES_LOADED] ? (double)(c[COUNTER_PAGES_LOADED] + c[COUNTER_PAGES_MET]) /
+                                                  (double)c[COUNTER_PAGES_LOADED]
+                                            : 1,
         .kv_read_share = dense > 0 ? read / dense : 1,
     };
 }

@@ -1,4 +1,5 @@
-/* memplan.h - how much memory one rank needs, summed by model.c in a counting pass before anything is allocated. */
+/* memplan.h - how much memory one rank needs, summed by model.c in a counting pass before anything is
+ * allocated. */
 #ifndef RETRO_MEMPLAN_H
 #define RETRO_MEMPLAN_H
 

@@ -27,7 +27,8 @@ static enum summary_type summary_for(enum dtype kv)
     return kv == DTYPE_F32 ? SUMMARY_F32 : kv == DTYPE_F16 ? SUMMARY_F16 : SUMMARY_BF16;
 }
 
-static void fill_dims(struct dims *m, const struct arch *a, const struct shard *s, const struct model_options *o)
+static void fill_dims(struct dims *m, const struct arch *a, const struct shard *s,
+                      const struct model_options *o)
 {
     int context = (o->context + o->block_tokens - 1) / o->block_tokens * o->block_tokens;
     *m = (struct dims){
@@ -117,13 +118,14 @@ static enum status check_fit(struct model *m, const struct model_options *o, str
     double gib = 1.0 / (1 << 30);
     int64_t over_tokens = -least / (m->plan.kv_bytes / ((int64_t)m->dims.n_slots * m->dims.C) + 1) + 1;
     if (least != slack) return status_fail(why, STATUS_NO_FIT, "another rank has too little memory");
-    return status_fail(why, STATUS_NO_FIT,
-                       "needs %.2f GiB on a rank (weights %.2f, KV %.2f for %d x %d tokens, scratch %.2f), %.2f GiB "
-                       "free: take %lld tokens off --max-context or --max-seqs, or start more ranks",
-                       (double)m->plan.total_bytes * gib, (double)m->plan.weights_bytes * gib,
-                       (double)m->plan.kv_bytes * gib, m->dims.n_slots, m->dims.C,
-                       (double)(m->plan.scratch_bytes + m->plan.slots_bytes) * gib, (double)available * gib,
-                       (long long)over_tokens);
+    return status_fail(
+        why, STATUS_NO_FIT,
+        "needs %.2f GiB on a rank (weights %.2f, KV %.2f for %d x %d tokens, scratch %.2f), %.2f GiB "
+        "free: take %lld tokens off --max-context or --max-seqs, or start more ranks",
+        (double)m->plan.total_bytes * gib, (double)m->plan.weights_bytes * gib,
+        (double)m->plan.kv_bytes * gib, m->dims.n_slots, m->dims.C,
+        (double)(m->plan.scratch_bytes + m->plan.slots_bytes) * gib, (double)available * gib,
+        (long long)over_tokens);
 }
 
 static void fill_constants(struct model *m)
@@ -143,15 +145,16 @@ enum status model_open(struct model **out, const struct model_files *files, stru
     if (!m) DIE(EXIT_CODE_MEMORY, NULL, "no memory for the model struct");
     m->arch = &files->arch;
     m->comm = comm;
-    shard_make(&m->shard, comm_rank(comm), comm_size(comm), m->arch->n_heads, m->arch->n_kv_heads, m->arch->ffn,
-               m->arch->vocab);
+    shard_make(&m->shard, comm_rank(comm), comm_size(comm), m->arch->n_heads, m->arch->n_kv_heads,
+               m->arch->ffn, m->arch->vocab);
     enum status status = device_open(&m->device, o->device, &o->device_options, why);
     int64_t opened = status == STATUS_OK, everywhere = opened;
     comm_min_i64(comm, &everywhere, 1); /* nobody goes on to collectives alone */
     if (!everywhere) {
         device_close(m->device);
         free(m);
-        return opened ? status_fail(why, STATUS_BAD_OPTION, "another rank could not open its device") : status;
+        return opened ? status_fail(why, STATUS_BAD_OPTION, "another rank could not open its device")
+                      : status;
     }
     m->op = device_ops(m->device);
     fill_dims(&m->dims, m->arch, &m->shard, o);
@@ -164,8 +167,10 @@ enum status model_open(struct model **out, const struct model_files *files, stru
         m->memory_bytes = arena.used_bytes;
         m->memory = m->op->mem_alloc(m->device, m->memory_bytes);
         if (!m->memory)
-            status = status_fail(why, STATUS_NO_FIT, "the system refused %.2f GiB although it seemed free: close other "
-                                 "programs or start more ranks", (double)m->memory_bytes / (1 << 30));
+            status = status_fail(why, STATUS_NO_FIT,
+                                 "the system refused %.2f GiB although it seemed free: close other "
+                                 "programs or start more ranks",
+                                 (double)m->memory_bytes / (1 << 30));
     }
     if (status != STATUS_OK) {
         model_close(m);
@@ -203,10 +208,10 @@ void model_forward(struct model *m, const struct batch *b)
     struct device *d = m->device;
     int T = b->n_rows;
 
-    op->embed(d, m->x, b, &w->embed, dims);                              /* x (T,D): this rank's vocabulary rows */
+    op->embed(d, m->x, b, &w->embed, dims); /* x (T,D): this rank's vocabulary rows */
     all_reduce(m, m->x, T);
-    op->rope_table(d, m->rope, b, m->inv_freq, m->rope_factor, dims);    /* rope (T,E/2,2) */
-    const float *delta = NULL;                                           /* what the last sub-layer adds to x */
+    op->rope_table(d, m->rope, b, m->inv_freq, m->rope_factor, dims); /* rope (T,E/2,2) */
+    const float *delta = NULL;                                        /* what the last sub-layer adds to x */
 
     for (int l = 0; l < dims->L; l++) {
         const struct layer_weights *lw = &w->layer[l];
@@ -216,26 +221,28 @@ void model_forward(struct model *m, const struct batch *b)
             .layer = l,
             .sliding_window = m->arch->slides[l] ? m->arch->sliding_window : 0,
         };
-        op->add_norm(d, m->h, m->x, delta, lw->attn_norm, T, dims);      /* h (T,D) */
-        op->linear(d, m->qkv, m->h, &lw->qkv, lw->qkv_bias, T);          /* qkv (T,(Qr+2Kr)*E) */
-        op->rope_store(d, m->q, m->qkv, m->rope, lw->q_norm, lw->k_norm, &kv, b, dims); /* steps 1: q; K, V, bounds */
+        op->add_norm(d, m->h, m->x, delta, lw->attn_norm, T, dims); /* h (T,D) */
+        op->linear(d, m->qkv, m->h, &lw->qkv, lw->qkv_bias, T);     /* qkv (T,(Qr+2Kr)*E) */
+        /* Step 1 of ALGORITHM.md: q; K, V and bounds of every row. */
+        op->rope_store(d, m->q, m->qkv, m->rope, lw->q_norm, lw->k_norm, &kv, b, dims);
         if (b->n_decode > 0) {
-            op->select(d, m->pages, m->page_count, m->q, &kv, b, m->select_scratch, dims);          /* step 2 */
-            op->attend(d, m->part, m->q, &kv, m->pages, m->page_count, b, dims);                    /* steps 3, 4 */
-            op->merge(d, m->attention, m->part, &kv, m->pages, m->page_count, m->counters, b, dims); /* steps 4, 5 */
+            op->select(d, m->pages, m->page_count, m->q, &kv, b, m->select_scratch, dims); /* step 2 */
+            op->attend(d, m->part, m->q, &kv, m->pages, m->page_count, b, dims);           /* steps 3, 4 */
+            /* The rest of step 4, and step 5. */
+            op->merge(d, m->attention, m->part, &kv, m->pages, m->page_count, m->counters, b, dims);
         }
         if (b->n_prompt > 0) op->attend_prompt(d, m->attention, m->q, &kv, b, dims);
-        op->linear(d, m->y, m->attention, &lw->o, lw->o_bias, T);        /* y (T,D): this rank's heads, step 6 */
+        op->linear(d, m->y, m->attention, &lw->o, lw->o_bias, T); /* y (T,D): this rank's heads, step 6 */
         all_reduce(m, m->y, T);
-        op->add_norm(d, m->h, m->x, m->y, lw->mlp_norm, T, dims);        /* x += y; h (T,D) */
+        op->add_norm(d, m->h, m->x, m->y, lw->mlp_norm, T, dims);           /* x += y; h (T,D) */
         op->linear(d, m->gate_up, m->h, &lw->gate_up, lw->gate_up_bias, T); /* (T,2*Fr) */
-        op->silu_mul(d, m->act, m->gate_up, T, dims);                    /* (T,Fr) */
-        op->linear(d, m->y, m->act, &lw->down, lw->down_bias, T);        /* y (T,D): this rank's columns */
+        op->silu_mul(d, m->act, m->gate_up, T, dims);                       /* (T,Fr) */
+        op->linear(d, m->y, m->act, &lw->down, lw->down_bias, T);           /* y (T,D): this rank's columns */
         all_reduce(m, m->y, T);
         delta = m->y;
     }
     if (b->n_out == 0) return;
-    op->gather_norm(d, m->h, m->x, delta, w->final_norm, b, dims);       /* h (n_out,D) */
-    op->linear(d, m->logits, m->h, &w->head, NULL, b->n_out);            /* (n_out,Vr) */
+    op->gather_norm(d, m->h, m->x, delta, w->final_norm, b, dims); /* h (n_out,D) */
+    op->linear(d, m->logits, m->h, &w->head, NULL, b->n_out);      /* (n_out,Vr) */
     op->argmax(d, m->best, m->logits, b->n_out, dims);
 }

@@ -1,8 +1,8 @@
 /* model.h - a loaded shard of a model and the one forward pass over it.
  *
- * Three nouns: arch (numbers), weights (read-only), and here the state (paged cache, output cache, counters) and
- * scratch of one step. model_open carves everything from one device allocation; model_forward allocates nothing, looks
- * at no family name and at no device: it calls ops in order and two all-reduces a layer. */
+ * Three nouns: arch (numbers), weights (read-only), and here the state (paged cache, output cache, counters)
+ * and scratch of one step. model_open carves everything from one device allocation; model_forward allocates
+ * nothing, looks at no family name and at no device: it calls ops in order and two all-reduces a layer. */
 #ifndef RETRO_MODEL_H
 #define RETRO_MODEL_H
 
@@ -30,10 +30,10 @@ struct model_options {
     int context;       /* most tokens of one sequence; rounded up to whole blocks */
     int prefill_chunk; /* most prompt rows in a step */
     int page_tokens, block_tokens;
-    int window;        /* largest w of any sequence */
+    int window; /* largest w of any sequence */
     enum dtype kv;
-    bool progress;     /* tell how loading goes */
-    int node_ranks;    /* ranks that share this host's memory */
+    bool progress;  /* tell how loading goes */
+    int node_ranks; /* ranks that share this host's memory */
 };
 
 struct model {
@@ -49,38 +49,38 @@ struct model {
     size_t memory_bytes;
 
     /* State. */
-    char *pool;            /* n_blocks block records */
-    char *slots;           /* n_slots slot records */
-    int64_t *counters;     /* (n_slots, COUNTER_COUNT) */
-    float *inv_freq;       /* (E/2) */
+    char *pool;        /* n_blocks block records */
+    char *slots;       /* n_slots slot records */
+    int64_t *counters; /* (n_slots, COUNTER_COUNT) */
+    float *inv_freq;   /* (E/2) */
     float rope_factor;
 
     /* Scratch of one step. */
-    float *x;              /* (T, D) residual stream */
-    void *h;               /* (T, D) act: normed x */
-    float *qkv;            /* (T, (Qr+2Kr)*E) */
-    float *q;              /* (T, Qr, E) */
-    float *rope;           /* (T, E/2, 2) */
-    int32_t *pages;        /* (n_decode, Kr, C/P) */
-    int32_t *page_count;   /* (n_decode, Kr) */
+    float *x;            /* (T, D) residual stream */
+    void *h;             /* (T, D) act: normed x */
+    float *qkv;          /* (T, (Qr+2Kr)*E) */
+    float *q;            /* (T, Qr, E) */
+    float *rope;         /* (T, E/2, 2) */
+    int32_t *pages;      /* (n_decode, Kr, C/P) */
+    int32_t *page_count; /* (n_decode, Kr) */
     void *select_scratch;
-    void *part;            /* partial attention outputs */
-    void *attention;       /* (T, Hr*E) act */
-    float *y;              /* (T, D) what o_proj and down_proj add */
-    float *gate_up;        /* (T, 2*Fr) */
-    void *act;             /* (T, Fr) act */
-    float *logits;         /* (n_out, Vr) */
-    struct best *best;     /* (n_out) */
+    void *part;        /* partial attention outputs */
+    void *attention;   /* (T, Hr*E) act */
+    float *y;          /* (T, D) what o_proj and down_proj add */
+    float *gate_up;    /* (T, 2*Fr) */
+    void *act;         /* (T, Fr) act */
+    float *logits;     /* (n_out, Vr) */
+    struct best *best; /* (n_out) */
 };
 
-/* Loads this rank's shard. `files` stays open and owned by the caller as long as the model. Does not fit in memory:
- * NO_FIT with one line; every rank of `comm` returns the same status. */
+/* Loads this rank's shard. `files` stays open and owned by the caller as long as the model. Does not fit in
+ * memory: NO_FIT with one line; every rank of `comm` returns the same status. */
 enum status model_open(struct model **out, const struct model_files *files, struct comm *comm,
                        const struct model_options *o, struct reason *why);
 void model_close(struct model *m);
 
-/* One step over the rows of `b`: new keys and values, output cache and counters in the state; logits and best of
- * b->out_row in scratch. Every rank of the group calls it with the same plan. */
+/* One step over the rows of `b`: new keys and values, output cache and counters in the state; logits and best
+ * of b->out_row in scratch. Every rank of the group calls it with the same plan. */
 void model_forward(struct model *m, const struct batch *b);
 
 #endif

@@ -12,8 +12,8 @@ enum status npy_open(struct npy *n, const char *path, int64_t rows, int64_t cols
     memset(header, ' ', sizeof header);
     memcpy(header, "\x93NUMPY\x01\x00\x76\x00", 10);
     int length = snprintf(header + 10, sizeof header - 10,
-                          "{'descr': '<f4', 'fortran_order': False, 'shape': (%lld, %lld), }", (long long)rows,
-                          (long long)cols);
+                          "{'descr': '<f4', 'fortran_order': False, 'shape': (%lld, %lld), }",
+                          (long long)rows, (long long)cols);
     header[10 + length] = ' ';
     header[sizeof header - 1] = '\n';
     if (fwrite(header, sizeof header, 1, n->file) != 1)
@@ -35,7 +35,7 @@ enum status npy_close(struct npy *n, struct reason *why)
     n->file = NULL;
     if (failed) return status_fail(why, STATUS_IO, "--dump-logits %s: %s", n->path, strerror(errno));
     if (n->written != n->rows)
-        return status_fail(why, STATUS_IO, "--dump-logits %s: %lld of %lld rows", n->path, (long long)n->written,
-                           (long long)n->rows);
+        return status_fail(why, STATUS_IO, "--dump-logits %s: %lld of %lld rows", n->path,
+                           (long long)n->written, (long long)n->rows);
     return STATUS_OK;
 }

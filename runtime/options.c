@@ -21,15 +21,15 @@ struct row {
 /* A GROUP line becomes a row without a flag. */
 static const struct row table[] = {
 #define GROUP(title) {.group = title},
-#define OPTION(kind_, field, flag_, initial_, range_, value_, commands_, help_)                                     \
-    {.kind = KIND_##kind_,                                                                                          \
-     .flag = flag_,                                                                                                 \
-     .initial = initial_,                                                                                           \
-     .range = range_,                                                                                               \
-     .value = value_,                                                                                               \
-     .commands = commands_,                                                                                         \
-     .help = help_,                                                                                                 \
-     .offset = offsetof(struct options, field),                                                                     \
+#define OPTION(kind_, field, flag_, initial_, range_, value_, commands_, help_)                              \
+    {.kind = KIND_##kind_,                                                                                   \
+     .flag = flag_,                                                                                          \
+     .initial = initial_,                                                                                    \
+     .range = range_,                                                                                        \
+     .value = value_,                                                                                        \
+     .commands = commands_,                                                                                  \
+     .help = help_,                                                                                          \
+     .offset = offsetof(struct options, field),                                                              \
      .given_offset = offsetof(struct options, given.field)},
 #include "runtime/options.def"
 #undef OPTION
@@ -40,7 +40,8 @@ static const int n_rows = sizeof table / sizeof *table;
 
 static bool *given(struct options *o, const struct row *r) { return (bool *)((char *)o + r->given_offset); }
 
-/* Row of a flag that the command takes (two commands may give one flag different meanings); NULL when none. */
+/* Row of a flag that the command takes (two commands may give one flag different meanings); NULL when none.
+ */
 static const struct row *find(const char *flag, size_t n, int command)
 {
     for (int i = 0; i < n_rows; i++)
@@ -64,22 +65,30 @@ static int choice_index(const char *range, const char *text)
     return -1;
 }
 
+/* "low..high"; scanf's own number would swallow the first point. */
+static void parse_range(const char *range, double *low, double *high)
+{
+    const char *dots = strstr(range, "..");
+    ASSERT(dots);
+    *low = *high = 0;
+    ASSERT(sscanf(range, "%lf", low) == 1 && sscanf(dots + 2, "%lf", high) == 1);
+}
+
 static enum status set_number(void *field, const struct row *r, const char *text, struct reason *why)
 {
     char *end;
     errno = 0;
     double v = r->kind == KIND_INT ? (double)strtoll(text, &end, 10) : strtod(text, &end);
     double low, high;
-    if (sscanf(r->range, "%lf..%lf", &low, &high) != 2) ASSERT(!"options.def: bad range");
+    parse_range(r->range, &low, &high);
     if (end == text || *end || errno || !isfinite(v))
         return status_fail(why, STATUS_BAD_OPTION, "--%s %s: not a%s number; expected %s", r->flag, text,
                            r->kind == KIND_INT ? " whole" : "", r->range);
     if (v < low || v > high)
-        return status_fail(why, STATUS_BAD_OPTION, "--%s %s: out of range, expected %s", r->flag, text, r->range);
-    if (r->kind == KIND_INT)
-        *(int *)field = (int)v;
-    else
-        *(double *)field = v;
+        return status_fail(why, STATUS_BAD_OPTION, "--%s %s: out of range, expected %s", r->flag, text,
+                           r->range);
+    if (r->kind == KIND_INT) *(int *)field = (int)v;
+    else *(double *)field = v;
     return STATUS_OK;
 }
 
@@ -101,26 +110,28 @@ static enum status set_value(struct options *o, const struct row *r, const char 
     case KIND_LIST: {
         struct option_list *list = field;
         if (list->n_items == OPTIONS_LIST_MAX)
-            return status_fail(why, STATUS_BAD_OPTION, "--%s: given more than %d times", r->flag, OPTIONS_LIST_MAX);
+            return status_fail(why, STATUS_BAD_OPTION, "--%s: given more than %d times", r->flag,
+                               OPTIONS_LIST_MAX);
         list->item[list->n_items++] = copy_text(text);
         return STATUS_OK;
     }
     case KIND_FLAG: {
         int yes = choice_index("false|true", text);
-        if (yes < 0) return status_fail(why, STATUS_BAD_OPTION, "%s = %s: expected true or false", r->flag, text);
+        if (yes < 0)
+            return status_fail(why, STATUS_BAD_OPTION, "%s = %s: expected true or false", r->flag, text);
         *(bool *)field = yes;
         return STATUS_OK;
     }
     case KIND_CHOICE: {
         int index = choice_index(r->range, text);
         if (index < 0)
-            return status_fail(why, STATUS_BAD_OPTION, "--%s %s: expected one of %s", r->flag, text, r->range);
+            return status_fail(why, STATUS_BAD_OPTION, "--%s %s: expected one of %s", r->flag, text,
+                               r->range);
         *(int *)field = index;
         return STATUS_OK;
     }
     case KIND_INT:
-    case KIND_REAL:
-        return set_number(field, r, text, why);
+    case KIND_REAL: return set_number(field, r, text, why);
     }
     ASSERT(!"kind");
     return STATUS_BAD_OPTION;
@@ -133,12 +144,9 @@ static void set_defaults(struct options *o)
         const struct row *r = &table[i];
         if (!r->flag) continue;
         void *field = (char *)o + r->offset;
-        if (r->initial[0])
-            ASSERT(set_value(o, r, r->initial, NULL) == STATUS_OK);
-        else if (r->kind == KIND_INT)
-            *(int *)field = OPTIONS_UNSET;
-        else if (r->kind == KIND_REAL)
-            *(double *)field = OPTIONS_UNSET;
+        if (r->initial[0]) ASSERT(set_value(o, r, r->initial, NULL) == STATUS_OK);
+        else if (r->kind == KIND_INT) *(int *)field = OPTIONS_UNSET;
+        else if (r->kind == KIND_REAL) *(double *)field = OPTIONS_UNSET;
     }
 }
 
@@ -158,8 +166,8 @@ static void apply_preset(struct options *o)
 static enum status refuse_name(const char *dashes, const char *name, size_t n, struct reason *why)
 {
     if (find(name, n, CMD_ALL))
-        return status_fail(why, STATUS_BAD_OPTION, "%s%.*s: not an option of this command: see --help", dashes, (int)n,
-                           name);
+        return status_fail(why, STATUS_BAD_OPTION, "%s%.*s: not an option of this command: see --help",
+                           dashes, (int)n, name);
     return status_fail(why, STATUS_BAD_OPTION, "%s%.*s: no such option: see --help", dashes, (int)n, name);
 }
 
@@ -177,7 +185,8 @@ static int config_line(void *user, const char *section, const char *name, const 
 {
     struct config_reader *c = user;
     if (section[0] && strcmp(section, "retro") != 0) {
-        c->status = status_fail(c->why, STATUS_BAD_OPTION, "%s: section [%s]: only [retro] is known", c->path, section);
+        c->status = status_fail(c->why, STATUS_BAD_OPTION, "%s: section [%s]: only [retro] is known", c->path,
+                                section);
         return 0;
     }
     const struct row *r = find(name, strlen(name), c->command);
@@ -203,14 +212,15 @@ static enum status read_config(struct options *o, int command, struct reason *wh
     struct config_reader c = {.o = o, .path = o->config, .command = command, .why = why};
     for (int i = 0; i < n_rows; i++) c.command_line_given[i] = table[i].flag && *given(o, &table[i]);
     int line = ini_parse(o->config, config_line, &c);
-    if (line == -1)
-        return status_fail(why, STATUS_BAD_OPTION, "--config %s: %s", o->config, strerror(errno));
+    if (line == -1) return status_fail(why, STATUS_BAD_OPTION, "--config %s: %s", o->config, strerror(errno));
     if (c.status != STATUS_OK) return c.status;
-    if (line != 0) return status_fail(why, STATUS_BAD_OPTION, "%s:%d: expected `name = value`", o->config, line);
+    if (line != 0)
+        return status_fail(why, STATUS_BAD_OPTION, "%s:%d: expected `name = value`", o->config, line);
     return STATUS_OK;
 }
 
-enum status options_parse(struct options *o, int command, int argc, char **argv, int first, struct reason *why)
+enum status options_parse(struct options *o, int command, int argc, char **argv, int first,
+                          struct reason *why)
 {
     set_defaults(o);
     for (int i = first; i < argc; i++) {
@@ -224,7 +234,8 @@ enum status options_parse(struct options *o, int command, int argc, char **argv,
         const char *value = equals ? equals + 1 : NULL;
         if (!value && r->kind == KIND_FLAG) value = "true";
         if (!value && i + 1 == argc)
-            return status_fail(why, STATUS_BAD_OPTION, "--%s: needs a value, --%s %s", r->flag, r->flag, r->value);
+            return status_fail(why, STATUS_BAD_OPTION, "--%s: needs a value, --%s %s", r->flag, r->flag,
+                               r->value);
         if (!value) value = argv[++i];
         if (r->kind != KIND_LIST && *given(o, r))
             return status_fail(why, STATUS_BAD_OPTION, "--%s: given twice", r->flag);
@@ -290,17 +301,16 @@ void options_print_help(FILE *f, int command)
 void options_print_config(FILE *f)
 {
     fprintf(f, "; Every option of retro with its default; made by `retro help config`.\n"
-               "; Use a copy with --config FILE. The command line wins over the file. An option that the command at hand\n"
+               "; Use a copy with --config FILE. The command line wins over the file. An option that the "
+               "command at hand\n"
                "; does not take is skipped, so one file serves all commands; an unknown name is refused.\n");
     for (int i = 0; i < n_rows; i++) {
         const struct row *r = &table[i];
         if (r->group) fprintf(f, "\n; ---- %s\n", r->group);
         if (!r->flag || strcmp(r->flag, "config") == 0 || strcmp(r->flag, "help") == 0) continue;
         fprintf(f, "\n; %s%s%s%s\n", r->help, r->range[0] ? " (" : "", r->range, r->range[0] ? ")" : "");
-        if (r->initial[0])
-            fprintf(f, "%s = %s\n", r->flag, r->initial);
-        else
-            fprintf(f, "; %s = %s\n", r->flag, r->kind == KIND_FLAG ? "true" : r->value);
+        if (r->initial[0]) fprintf(f, "%s = %s\n", r->flag, r->initial);
+        else fprintf(f, "; %s = %s\n", r->flag, r->kind == KIND_FLAG ? "true" : r->value);
     }
 }
 

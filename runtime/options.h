@@ -1,8 +1,9 @@
 /* options.h - the command line and config file as one struct, made from options.def.
  *
- * Order: defaults, then --preset, then --config FILE, then the command line. Unknown names, bad values, values out of
- * range, options that the command does not take and options given twice are refused with one line that says what is
- * possible. Nothing else in the program reads argv or the environment (launcher/boot.c reads the launcher's). */
+ * Order: defaults, then --preset, then --config FILE, then the command line. Unknown names, bad values,
+ * values out of range, options that the command does not take and options given twice are refused with one
+ * line that says what is possible. Nothing else in the program reads argv or the environment (launcher/boot.c
+ * reads the launcher's). */
 #ifndef RETRO_OPTIONS_H
 #define RETRO_OPTIONS_H
 
@@ -55,7 +56,8 @@ struct options {
 };
 
 /* Parses argv[first..argc) for the command with bit `command`. Caller closes (also after a failure). */
-enum status options_parse(struct options *o, int command, int argc, char **argv, int first, struct reason *why);
+enum status options_parse(struct options *o, int command, int argc, char **argv, int first,
+                          struct reason *why);
 void options_close(struct options *o);
 
 /* --help of one command. */

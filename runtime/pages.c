@@ -12,7 +12,8 @@ void pages_open(struct pages *p, int n_blocks)
     p->free_list = malloc((size_t)n_blocks * sizeof *p->free_list);
     p->n_refs = calloc((size_t)n_blocks, sizeof *p->n_refs);
     if (!p->free_list || !p->n_refs)
-        DIE(EXIT_CODE_MEMORY, "lower --max-context or --max-seqs", "no memory for the table of %d KV blocks", n_blocks);
+        DIE(EXIT_CODE_MEMORY, "lower --max-context or --max-seqs", "no memory for the table of %d KV blocks",
+            n_blocks);
     for (int i = 0; i < n_blocks; i++) p->free_list[i] = n_blocks - 1 - i; /* block 0 first */
 }
 

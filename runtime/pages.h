@@ -1,10 +1,11 @@
 /* pages.h - which block record belongs to whom. Integers only; never looks inside a block.
  *
- * A block holds B tokens of all layers (kernels.h). Blocks are counted by reference so that several sequences can
- * share the blocks of a common prefix.
+ * A block holds B tokens of all layers (kernels.h). Blocks are counted by reference so that several sequences
+ * can share the blocks of a common prefix.
  *
- * Invariants (pages_check): a block is on the free list exactly when its count is 0; the free list holds each free
- * block once; free + used == n_blocks. Allocation takes the most recently freed block (its memory is warm). */
+ * Invariants (pages_check): a block is on the free list exactly when its count is 0; the free list holds each
+ * free block once; free + used == n_blocks. Allocation takes the most recently freed block (its memory is
+ * warm). */
 #ifndef RETRO_PAGES_H
 #define RETRO_PAGES_H
 

@@ -29,8 +29,8 @@ int policy_select_count(const struct policy *p, int candidates, int page_tokens)
     return wanted >= candidates ? 0 : (int)wanted;
 }
 
-struct decode_span policy_span(const struct policy *p, int slot, int row0, int position, int first, int page_tokens,
-                               int sliding_window)
+struct decode_span policy_span(const struct policy *p, int slot, int row0, int position, int first,
+                               int page_tokens, int sliding_window)
 {
     int last_page = position / page_tokens;
     int first_slide = page_first_visible(position, sliding_window, page_tokens);

@@ -24,15 +24,16 @@ struct policy {
 
 const char *policy_kind_name(enum policy_kind k);
 
-/* Rows of the step whose newest position is `position`: how many, counting the new one. `first` is the first position
- * that sparse decode computed (prompt rows are never revised). */
+/* Rows of the step whose newest position is `position`: how many, counting the new one. `first` is the first
+ * position that sparse decode computed (prompt rows are never revised). */
 int policy_rows(const struct policy *p, int position, int first);
 
-/* Pages a sparse layer reads out of `candidates` visible ones: max(3, ceil(b * candidates)), or 0 when that is all. */
+/* Pages a sparse layer reads out of `candidates` visible ones: max(3, ceil(b * candidates)), or 0 when that
+ * is all. */
 int policy_select_count(const struct policy *p, int candidates, int page_tokens);
 
 /* The span of a decode step: rows row0 .. of sequence slot `slot`, newest position `position`. */
-struct decode_span policy_span(const struct policy *p, int slot, int row0, int position, int first, int page_tokens,
-                               int sliding_window);
+struct decode_span policy_span(const struct policy *p, int slot, int row0, int position, int first,
+                               int page_tokens, int sliding_window);
 
 #endif

@@ -15,10 +15,12 @@ static const char magic[8] = {'R', 'E', 'T', 'R', 'O', 'R', 'E', 'C'};
 
 static uint32_t digest(const struct engine_output *o, int vocab)
 {
-    return o->logits ? crc32_of(o->logits, (size_t)vocab * sizeof(float)) : crc32_of(&o->best_logit, sizeof(float));
+    return o->logits ? crc32_of(o->logits, (size_t)vocab * sizeof(float))
+                     : crc32_of(&o->best_logit, sizeof(float));
 }
 
-enum status record_create(struct recording *r, const char *path, const struct step_limits *limits, struct reason *why)
+enum status record_create(struct recording *r, const char *path, const struct step_limits *limits,
+                          struct reason *why)
 {
     *r = (struct recording){.file = fopen(path, "wb"), .path = path};
     if (!r->file) return status_fail(why, STATUS_BAD_OPTION, "--record %s: %s", path, strerror(errno));
@@ -49,7 +51,8 @@ void record_write(struct recording *r, const struct step *s, const struct engine
     uint8_t *bytes = malloc(size);
     if (!bytes) DIE(EXIT_CODE_MEMORY, NULL, "no memory to record a step");
     retro__step_record__pack(&message, bytes);
-    if (fwrite(&size, sizeof size, 1, r->file) != 1 || fwrite(bytes, 1, size, r->file) != size) r->status = STATUS_IO;
+    if (fwrite(&size, sizeof size, 1, r->file) != 1 || fwrite(bytes, 1, size, r->file) != size)
+        r->status = STATUS_IO;
     free(bytes);
     free(best);
     free(crc);
@@ -90,7 +93,8 @@ enum status record_read_limits(const char *path, struct step_limits *limits, str
     return status;
 }
 
-enum status record_open(struct recording *r, const char *path, const struct step_limits *limits, struct reason *why)
+enum status record_open(struct recording *r, const char *path, const struct step_limits *limits,
+                        struct reason *why)
 {
     struct step_limits stored;
     *r = (struct recording){.file = fopen(path, "rb"), .path = path};
@@ -99,10 +103,11 @@ enum status record_open(struct recording *r, const char *path, const struct step
     if (status != STATUS_OK) return status;
     if (stored.vocab != limits->vocab || stored.n_layers != limits->n_layers ||
         stored.block_tokens != limits->block_tokens)
-        return status_fail(why, STATUS_BAD_INPUT,
-                           "--replay %s: made with %d layers, vocabulary %d, --block-size %d; this run has %d, %d, %d",
-                           path, stored.n_layers, stored.vocab, stored.block_tokens, limits->n_layers, limits->vocab,
-                           limits->block_tokens);
+        return status_fail(
+            why, STATUS_BAD_INPUT,
+            "--replay %s: made with %d layers, vocabulary %d, --block-size %d; this run has %d, %d, %d", path,
+            stored.n_layers, stored.vocab, stored.block_tokens, limits->n_layers, limits->vocab,
+            limits->block_tokens);
     return STATUS_OK;
 }
 
@@ -118,19 +123,21 @@ static enum status read_frame(struct recording *r, Retro__StepRecord **out, bool
     if (bytes && fread(bytes, 1, size, r->file) == size) *out = retro__step_record__unpack(NULL, size, bytes);
     free(bytes);
     if (*out) return STATUS_OK;
-    return status_fail(why, STATUS_BAD_INPUT, "--replay %s: damaged or cut off at step %ld", r->path, r->n_steps);
+    return status_fail(why, STATUS_BAD_INPUT, "--replay %s: damaged or cut off at step %ld", r->path,
+                       r->n_steps);
 }
 
 static bool same(const Retro__StepRecord *m, const struct engine_result *r, int vocab)
 {
     if (m->n_best != (size_t)r->n_outputs || m->n_logits_crc != m->n_best) return false;
     for (size_t i = 0; i < m->n_best; i++)
-        if (m->best[i] != (uint32_t)r->output[i].best || m->logits_crc[i] != digest(&r->output[i], vocab)) return false;
+        if (m->best[i] != (uint32_t)r->output[i].best || m->logits_crc[i] != digest(&r->output[i], vocab))
+            return false;
     return true;
 }
 
-enum status record_replay(struct recording *r, struct engine *e, long *n_steps, long *n_differ, long *first_differ,
-                          struct reason *why)
+enum status record_replay(struct recording *r, struct engine *e, long *n_steps, long *n_differ,
+                          long *first_differ, struct reason *why)
 {
     struct step step;
     step_open(&step, engine_limits(e));

@@ -64,7 +64,8 @@ static int by_logit(const void *a, const void *b)
     return x->token < y->token ? -1 : 1;
 }
 
-static void load(struct sampler *s, const struct sampling *p, const float *logits, const int32_t *history, int n_history)
+static void load(struct sampler *s, const struct sampling *p, const float *logits, const int32_t *history,
+                 int n_history)
 {
     for (int i = 0; i < s->vocab; i++) s->candidate[i] = (struct candidate){.logit = logits[i], .token = i};
     if (p->repetition_penalty == 1) return;
@@ -84,7 +85,8 @@ static int truncate_candidates(struct sampler *s, const struct sampling *p, doub
     struct candidate *c = s->candidate;
     int n = p->top_k > 0 && p->top_k < s->vocab ? p->top_k : s->vocab;
     *total = 0;
-    for (int i = 0; i < n; i++) *total += c[i].weight = exp(((double)c[i].logit - c[0].logit) / p->temperature);
+    for (int i = 0; i < n; i++)
+        *total += c[i].weight = exp(((double)c[i].logit - c[0].logit) / p->temperature);
     if (p->top_p < 1) {
         double sum = 0, limit = p->top_p * *total;
         int kept = 0;

@@ -1,7 +1,8 @@
 /* sampler.h - from logits to a token, on rank 0 only.
  *
- * Order: repetition penalty, temperature, top-k, top-p, min-p, draw. The random number is a hash of (seed, request,
- * position), so a token depends on nothing else: not on the batch, the ranks, or a pause in between. */
+ * Order: repetition penalty, temperature, top-k, top-p, min-p, draw. The random number is a hash of (seed,
+ * request, position), so a token depends on nothing else: not on the batch, the ranks, or a pause in between.
+ */
 #ifndef RETRO_SAMPLER_H
 #define RETRO_SAMPLER_H
 

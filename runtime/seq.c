@@ -5,11 +5,12 @@
 
 #include "runtime/base/die.h"
 
-void seq_open(struct seq *s, int slot, const struct policy *p, const int32_t *prompt, int n_prompt, int capacity,
-              int block_tokens)
+void seq_open(struct seq *s, int slot, const struct policy *p, const int32_t *prompt, int n_prompt,
+              int capacity, int block_tokens)
 {
     ASSERT(n_prompt >= 1 && n_prompt <= capacity);
-    *s = (struct seq){.slot = slot, .policy = *p, .n_tokens = n_prompt, .n_prompt = n_prompt, .capacity = capacity};
+    *s = (struct seq){
+        .slot = slot, .policy = *p, .n_tokens = n_prompt, .n_prompt = n_prompt, .capacity = capacity};
     s->token = malloc((size_t)capacity * sizeof *s->token);
     s->block = malloc((size_t)(capacity / block_tokens + 1) * sizeof *s->block);
     if (!s->token || !s->block)

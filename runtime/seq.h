@@ -4,8 +4,9 @@
  *   ---------> PROMPT --------------------------> DECODE <--+  ---- seq_close ----> gone
  *                 ^------ while fed < n_prompt ------'
  *
- * Invariants (seq_check): fed <= n_tokens; blocks cover exactly the tokens that were planned; first_decode is the number
- * of prompt tokens from the first decode step on. Memory for tokens and blocks is sized at open. */
+ * Invariants (seq_check): fed <= n_tokens; blocks cover exactly the tokens that were planned; first_decode is
+ * the number of prompt tokens from the first decode step on. Memory for tokens and blocks is sized at open.
+ */
 #ifndef RETRO_SEQ_H
 #define RETRO_SEQ_H
 
@@ -15,20 +16,20 @@
 #include "runtime/policy.h"
 
 struct seq {
-    int slot;             /* row of the block table and slot record on the device */
+    int slot; /* row of the block table and slot record on the device */
     struct policy policy;
-    int32_t *token;       /* (capacity) prompt, then what was generated or fed */
+    int32_t *token; /* (capacity) prompt, then what was generated or fed */
     int n_tokens, n_prompt, capacity;
-    int fed;              /* tokens whose rows were executed: keys and values of [0, fed) are in the cache */
-    int32_t *block;       /* (capacity / B) */
+    int fed;        /* tokens whose rows were executed: keys and values of [0, fed) are in the cache */
+    int32_t *block; /* (capacity / B) */
     int n_blocks;
-    int n_announced;      /* blocks that the ranks' tables already hold */
-    bool opened;          /* the ranks know the slot belongs to this sequence */
+    int n_announced; /* blocks that the ranks' tables already hold */
+    bool opened;     /* the ranks know the slot belongs to this sequence */
 };
 
 /* Takes a copy of the prompt (n_prompt >= 1). `capacity` tokens is the most it can grow to. */
-void seq_open(struct seq *s, int slot, const struct policy *p, const int32_t *prompt, int n_prompt, int capacity,
-              int block_tokens);
+void seq_open(struct seq *s, int slot, const struct policy *p, const int32_t *prompt, int n_prompt,
+              int capacity, int block_tokens);
 /* Frees its memory and gives its blocks back. */
 void seq_close(struct seq *s, struct pages *pages);
 void seq_append_token(struct seq *s, int32_t token);

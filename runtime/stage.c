@@ -70,13 +70,15 @@ static void add_blocks(struct stage *s, const struct step *step, const struct st
     s->n_blocks[q->slot] = q->first_block + q->n_blocks;
 }
 
-static enum status apply_seq(struct stage *s, const struct step *step, const struct step_seq *q, struct reason *why)
+static enum status apply_seq(struct stage *s, const struct step *step, const struct step_seq *q,
+                             struct reason *why)
 {
     struct model *m = s->model;
     if (q->fresh) {
         s->policy[q->slot] = q->policy;
         s->n_blocks[q->slot] = 0;
-        m->op->fill(m->device, m->counters + (size_t)q->slot * COUNTER_COUNT, 0, COUNTER_COUNT * sizeof(int64_t));
+        m->op->fill(m->device, m->counters + (size_t)q->slot * COUNTER_COUNT, 0,
+                    COUNTER_COUNT * sizeof(int64_t));
     }
     if (q->first_block > s->n_blocks[q->slot])
         return status_fail(why, STATUS_BAD_INPUT, "step %llu: slot %d continues its blocks at %d, it has %d",
@@ -101,8 +103,8 @@ static void add_rows(struct stage *s, const struct step *step, const struct step
     if (q->kind == ROW_PROMPT) {
         s->h.prompt[b->n_prompt++] = (struct prompt_span){q->slot, q->row0, q->n_rows, q->position};
     } else {
-        struct decode_span span = policy_span(&s->policy[q->slot], q->slot, q->row0, last, q->position, m->dims.P,
-                                              m->arch->sliding_window);
+        struct decode_span span = policy_span(&s->policy[q->slot], q->slot, q->row0, last, q->position,
+                                              m->dims.P, m->arch->sliding_window);
         span.n_rows = q->n_rows; /* rank 0 planned how many are revised */
         s->h.decode[b->n_decode++] = span;
         b->n_decode_rows += q->n_rows;

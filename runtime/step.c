@@ -30,7 +30,8 @@ void step_clear(struct step *s, uint64_t id)
     s->n_seqs = s->n_rows = s->n_blocks = 0;
 }
 
-static void add(struct step *s, struct seq *q, enum row_kind kind, int position, int n_rows, enum step_want want)
+static void add(struct step *s, struct seq *q, enum row_kind kind, int position, int n_rows,
+                enum step_want want)
 {
     ASSERT(s->n_seqs < s->limits.n_slots && s->n_rows + n_rows <= s->limits.max_rows);
     ASSERT(q->n_blocks * s->limits.block_tokens >= position + n_rows);
@@ -105,7 +106,8 @@ static const char *seq_fault(const struct step *s, int i)
     if (q->position < 0 || q->position > l->context - q->n_rows) return "position";
     if (q->want >= STEP_WANT_COUNT) return "want";
     int table = l->context / l->block_tokens;
-    if (q->first_block < 0 || q->first_block > table || q->n_blocks > table - q->first_block) return "first_block";
+    if (q->first_block < 0 || q->first_block > table || q->n_blocks > table - q->first_block)
+        return "first_block";
     if (q->fresh) return policy_fault(&q->policy, l);
     return NULL;
 }
@@ -115,17 +117,20 @@ enum status step_validate(const struct step *s, struct reason *why)
     int n_out = 0, n_decode = 0;
     for (int i = 0; i < s->n_seqs; i++) {
         const char *field = seq_fault(s, i);
-        if (field) return status_fail(why, STATUS_BAD_INPUT, "step %llu, sequence %d: field %s is out of bounds",
-                                      (unsigned long long)s->id, i, field);
+        if (field)
+            return status_fail(why, STATUS_BAD_INPUT, "step %llu, sequence %d: field %s is out of bounds",
+                               (unsigned long long)s->id, i, field);
         n_out += s->seq[i].want != STEP_WANT_NOTHING;
         n_decode += s->seq[i].kind == ROW_NEW;
     }
     if (n_out > s->limits.max_out || n_decode > s->limits.max_decode)
-        return status_fail(why, STATUS_BAD_INPUT, "step %llu: %d outputs and %d decode sequences are too many",
+        return status_fail(why, STATUS_BAD_INPUT,
+                           "step %llu: %d outputs and %d decode sequences are too many",
                            (unsigned long long)s->id, n_out, n_decode);
     for (int i = 0; i < s->n_rows; i++)
         if (s->token[i] < 0 || s->token[i] >= s->limits.vocab)
-            return status_fail(why, STATUS_BAD_INPUT, "step %llu: token %d of row %d is outside the vocabulary of %d",
+            return status_fail(why, STATUS_BAD_INPUT,
+                               "step %llu: token %d of row %d is outside the vocabulary of %d",
                                (unsigned long long)s->id, s->token[i], i, s->limits.vocab);
     for (int i = 0; i < s->n_blocks; i++)
         if (s->block[i] < 0 || s->block[i] >= s->limits.n_blocks)

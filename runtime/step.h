@@ -1,8 +1,8 @@
 /* step.h - the plan of one step: a ragged batch of rows from several sequences. Integers only.
  *
- * A row is (sequence, position, kind): a prompt token, the new token, or a revised older token. Rows of one sequence
- * are consecutive positions, so a plan is a list of sequences with a first position and tokens; decode sequences come
- * first. Rank 0 plans, wire.c packs it, every rank executes it (engine.c). */
+ * A row is (sequence, position, kind): a prompt token, the new token, or a revised older token. Rows of one
+ * sequence are consecutive positions, so a plan is a list of sequences with a first position and tokens;
+ * decode sequences come first. Rank 0 plans, wire.c packs it, every rank executes it (engine.c). */
 #ifndef RETRO_STEP_H
 #define RETRO_STEP_H
 
@@ -19,13 +19,13 @@ enum step_want { STEP_WANT_NOTHING, STEP_WANT_BEST, STEP_WANT_LOGITS, STEP_WANT_
 
 struct step_seq {
     int32_t slot;
-    enum row_kind kind;      /* ROW_PROMPT, or ROW_NEW: then all rows but the last are revised */
+    enum row_kind kind; /* ROW_PROMPT, or ROW_NEW: then all rows but the last are revised */
     int32_t position, n_rows;
-    int32_t row0;            /* first row in step.token */
-    bool fresh;              /* the slot starts a new sequence with `policy` */
+    int32_t row0; /* first row in step.token */
+    bool fresh;   /* the slot starts a new sequence with `policy` */
     struct policy policy;
     int32_t first_block, n_blocks; /* new entries of the slot's block table ... */
-    int32_t block0;          /* ... from step.block[block0] on */
+    int32_t block0;                /* ... from step.block[block0] on */
     enum step_want want;
 };
 
@@ -47,8 +47,8 @@ void step_open(struct step *s, const struct step_limits *limits);
 void step_close(struct step *s);
 void step_clear(struct step *s, uint64_t id);
 
-/* Adds the decode rows of a sequence: revised ones by its policy, then the newest token (position n_tokens-1, which
- * must be the only one not yet fed). ASSERTs that no prompt was added before. */
+/* Adds the decode rows of a sequence: revised ones by its policy, then the newest token (position n_tokens-1,
+ * which must be the only one not yet fed). ASSERTs that no prompt was added before. */
 void step_add_decode(struct step *s, struct seq *q, enum step_want want);
 /* Adds the next n_rows prompt tokens; `want` applies to the last. */
 void step_add_prompt(struct step *s, struct seq *q, int n_rows, enum step_want want);

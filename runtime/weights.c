@@ -1,6 +1,6 @@
-/* weights.c - names, shapes and slices of every parameter, once, as a walk over them all; checking, carving and
- * loading are three visitors of that walk, so that they cannot disagree. Names are those of the published Hugging Face
- * checkpoints of the families in arch.c. */
+/* weights.c - names, shapes and slices of every parameter, once, as a walk over them all; checking, carving
+ * and loading are three visitors of that walk, so that they cannot disagree. Names are those of the published
+ * Hugging Face checkpoints of the families in arch.c. */
 #include "runtime/weights.h"
 
 #include <stdio.h>
@@ -10,8 +10,8 @@
 #include "runtime/base/clock.h"
 #include "runtime/base/die.h"
 
-/* One parameter of a checkpoint and where its part goes. A matrix goes to rows [to_row, to_row+n_rows) of `matrix`;
- * a vector's elements [from_row, from_row+n_rows) go to vector[to_row ...]. */
+/* One parameter of a checkpoint and where its part goes. A matrix goes to rows [to_row, to_row+n_rows) of
+ * `matrix`; a vector's elements [from_row, from_row+n_rows) go to vector[to_row ...]. */
 struct part {
     char name[96];
     int n_dims;
@@ -36,35 +36,49 @@ struct visitor {
     float *staging; /* vectors, converted to f32 on the host */
 };
 
-#define VISIT(...)                                                                                                 \
-    do {                                                                                                           \
-        struct part part_ = __VA_ARGS__;                                                                           \
-        snprintf(part_.name, sizeof part_.name, "%s%s", prefix, suffix);                                           \
-        enum status status_ = v->visit(v, &part_);                                                                 \
-        if (status_ != STATUS_OK) return status_;                                                                  \
+#define VISIT(...)                                                                                           \
+    do {                                                                                                     \
+        struct part part_ = __VA_ARGS__;                                                                     \
+        snprintf(part_.name, sizeof part_.name, "%s%s", prefix, suffix);                                     \
+        enum status status_ = v->visit(v, &part_);                                                           \
+        if (status_ != STATUS_OK) return status_;                                                            \
     } while (0)
 
 static enum status matrix_part(struct visitor *v, const char *prefix, const char *suffix, struct matrix *m,
-                               int64_t rows, int64_t cols, int total_rows, int from_row, int n_rows, int to_row,
-                               int from_col, int n_cols)
+                               int64_t rows, int64_t cols, int total_rows, int from_row, int n_rows,
+                               int to_row, int from_col, int n_cols)
 {
-    VISIT({.n_dims = 2, .shape = {rows, cols}, .matrix = m, .total_rows = total_rows, .from_row = from_row,
-           .n_rows = n_rows, .to_row = to_row, .from_col = from_col, .n_cols = n_cols, .keep = true});
+    VISIT({.n_dims = 2,
+           .shape = {rows, cols},
+           .matrix = m,
+           .total_rows = total_rows,
+           .from_row = from_row,
+           .n_rows = n_rows,
+           .to_row = to_row,
+           .from_col = from_col,
+           .n_cols = n_cols,
+           .keep = true});
     return STATUS_OK;
 }
 
-static enum status vector_part(struct visitor *v, const char *prefix, const char *suffix, float **to, int64_t n,
-                               int total_rows, int from_row, int n_rows, int to_row, bool keep)
+static enum status vector_part(struct visitor *v, const char *prefix, const char *suffix, float **to,
+                               int64_t n, int total_rows, int from_row, int n_rows, int to_row, bool keep)
 {
-    VISIT({.n_dims = 1, .shape = {n}, .vector = to, .total_rows = total_rows, .from_row = from_row, .n_rows = n_rows,
-           .to_row = to_row, .keep = keep});
+    VISIT({.n_dims = 1,
+           .shape = {n},
+           .vector = to,
+           .total_rows = total_rows,
+           .from_row = from_row,
+           .n_rows = n_rows,
+           .to_row = to_row,
+           .keep = keep});
     return STATUS_OK;
 }
 
-#define TRY(call)                                                                                                  \
-    do {                                                                                                           \
-        enum status try_ = (call);                                                                                 \
-        if (try_ != STATUS_OK) return try_;                                                                        \
+#define TRY(call)                                                                                            \
+    do {                                                                                                     \
+        enum status try_ = (call);                                                                           \
+        if (try_ != STATUS_OK) return try_;                                                                  \
     } while (0)
 
 static enum status walk_attention(struct layer_weights *w, const struct arch *a, const struct shard *s,
@@ -76,12 +90,14 @@ static enum status walk_attention(struct layer_weights *w, const struct arch *a,
     int64_t h_rows = (int64_t)a->n_heads * E, k_rows = (int64_t)a->n_kv_heads * E;
     TRY(vector_part(v, prefix, "input_layernorm.weight", &w->attn_norm, D, D, 0, D, 0, true));
     TRY(matrix_part(v, prefix, "self_attn.q_proj.weight", &w->qkv, h_rows, D, rows, q0, q_rows, 0, 0, D));
-    TRY(matrix_part(v, prefix, "self_attn.k_proj.weight", &w->qkv, k_rows, D, rows, kv0, kv_rows, q_rows, 0, D));
-    TRY(matrix_part(v, prefix, "self_attn.v_proj.weight", &w->qkv, k_rows, D, rows, kv0, kv_rows, q_rows + kv_rows,
-                    0, D));
+    TRY(matrix_part(v, prefix, "self_attn.k_proj.weight", &w->qkv, k_rows, D, rows, kv0, kv_rows, q_rows, 0,
+                    D));
+    TRY(matrix_part(v, prefix, "self_attn.v_proj.weight", &w->qkv, k_rows, D, rows, kv0, kv_rows,
+                    q_rows + kv_rows, 0, D));
     if (a->qkv_bias) {
         TRY(vector_part(v, prefix, "self_attn.q_proj.bias", &w->qkv_bias, h_rows, rows, q0, q_rows, 0, true));
-        TRY(vector_part(v, prefix, "self_attn.k_proj.bias", &w->qkv_bias, k_rows, rows, kv0, kv_rows, q_rows, true));
+        TRY(vector_part(v, prefix, "self_attn.k_proj.bias", &w->qkv_bias, k_rows, rows, kv0, kv_rows, q_rows,
+                        true));
         TRY(vector_part(v, prefix, "self_attn.v_proj.bias", &w->qkv_bias, k_rows, rows, kv0, kv_rows,
                         q_rows + kv_rows, true));
     }
@@ -91,12 +107,13 @@ static enum status walk_attention(struct layer_weights *w, const struct arch *a,
     }
     TRY(matrix_part(v, prefix, "self_attn.o_proj.weight", &w->o, D, h_rows, D, 0, D, 0, s->head_first * E,
                     s->n_heads * E));
-    if (a->o_bias) TRY(vector_part(v, prefix, "self_attn.o_proj.bias", &w->o_bias, D, D, 0, D, 0, s->rank == 0));
+    if (a->o_bias)
+        TRY(vector_part(v, prefix, "self_attn.o_proj.bias", &w->o_bias, D, D, 0, D, 0, s->rank == 0));
     return STATUS_OK;
 }
 
-static enum status walk_mlp(struct layer_weights *w, const struct arch *a, const struct shard *s, struct visitor *v,
-                            const char *prefix)
+static enum status walk_mlp(struct layer_weights *w, const struct arch *a, const struct shard *s,
+                            struct visitor *v, const char *prefix)
 {
     int D = a->hidden, F = a->ffn, f = s->n_ffn, f0 = s->ffn_first;
     TRY(vector_part(v, prefix, "post_attention_layernorm.weight", &w->mlp_norm, D, D, 0, D, 0, true));
@@ -114,8 +131,8 @@ static enum status walk_mlp(struct layer_weights *w, const struct arch *a, const
 static enum status walk(struct weights *w, const struct arch *a, const struct shard *s, struct visitor *v)
 {
     int D = a->hidden, V = a->vocab;
-    TRY(matrix_part(v, "model.", "embed_tokens.weight", &w->embed, V, D, s->n_vocab, s->vocab_first, s->n_vocab, 0, 0,
-                    D));
+    TRY(matrix_part(v, "model.", "embed_tokens.weight", &w->embed, V, D, s->n_vocab, s->vocab_first,
+                    s->n_vocab, 0, 0, D));
     for (int l = 0; l < a->n_layers; l++) {
         char prefix[32];
         snprintf(prefix, sizeof prefix, "model.layers.%d.", l);
@@ -124,7 +141,8 @@ static enum status walk(struct weights *w, const struct arch *a, const struct sh
     }
     TRY(vector_part(v, "model.", "norm.weight", &w->final_norm, D, D, 0, D, 0, true));
     if (!a->tied_head)
-        TRY(matrix_part(v, "", "lm_head.weight", &w->head, V, D, s->n_vocab, s->vocab_first, s->n_vocab, 0, 0, D));
+        TRY(matrix_part(v, "", "lm_head.weight", &w->head, V, D, s->n_vocab, s->vocab_first, s->n_vocab, 0, 0,
+                        D));
     return STATUS_OK;
 }
 
@@ -149,9 +167,9 @@ static enum status visit_carve(struct visitor *v, const struct part *p)
     /* Fused parts are visited in order of to_row: the first carves for all. */
     if (!p->keep || p->to_row != 0) return STATUS_OK;
     if (p->matrix)
-        p->matrix->data = arena_carve(v->arena, v->op->matrix_bytes(p->matrix->dtype, p->matrix->n, p->matrix->k));
-    else
-        *p->vector = arena_carve(v->arena, (size_t)p->total_rows * sizeof(float));
+        p->matrix->data =
+            arena_carve(v->arena, v->op->matrix_bytes(p->matrix->dtype, p->matrix->n, p->matrix->k));
+    else *p->vector = arena_carve(v->arena, (size_t)p->total_rows * sizeof(float));
     return STATUS_OK;
 }
 

@@ -1,8 +1,8 @@
 /* weights.h - this rank's part of the parameters, in device memory.
  *
- * Read-only after weights_load. q, k and v are one matrix, gate and up another, so that a layer is four GEMMs. Column
- * shards (o, down) are cut while reading, so that a rank touches only the bytes it keeps. Norm weights and biases are
- * f32 on the device. */
+ * Read-only after weights_load. q, k and v are one matrix, gate and up another, so that a layer is four
+ * GEMMs. Column shards (o, down) are cut while reading, so that a rank touches only the bytes it keeps. Norm
+ * weights and biases are f32 on the device. */
 #ifndef RETRO_WEIGHTS_H
 #define RETRO_WEIGHTS_H
 
@@ -29,18 +29,21 @@ struct layer_weights {
 struct weights {
     struct matrix embed; /* Vr x D */
     struct layer_weights *layer;
-    float *final_norm;   /* (D) */
-    struct matrix head;  /* Vr x D; the embedding's when tied */
+    float *final_norm;  /* (D) */
+    struct matrix head; /* Vr x D; the embedding's when tied */
 };
 
-/* Checks that every tensor the model needs is there with the right shape and a type we read, before anything is
- * allocated; unknown tensors are fine (rotary buffers, vision towers are not ours). BAD_MODEL with one line. */
+/* Checks that every tensor the model needs is there with the right shape and a type we read, before anything
+ * is allocated; unknown tensors are fine (rotary buffers, vision towers are not ours). BAD_MODEL with one
+ * line. */
 enum status weights_check(const struct arch *a, const struct tensors *t, struct reason *why);
 
-/* Carves all of it from `arena` (counting mode gives the bytes). `w->layer` is malloc'd; weights_close frees it. */
+/* Carves all of it from `arena` (counting mode gives the bytes). `w->layer` is malloc'd; weights_close frees
+ * it. */
 void weights_carve(struct weights *w, struct arena *arena, const struct arch *a, const struct shard *s,
                    const struct tensors *t, const struct ops *op);
-/* Reads this rank's ranges into device memory. With `progress`, prints GB/s and the remaining time on the log. */
+/* Reads this rank's ranges into device memory. With `progress`, prints GB/s and the remaining time on the
+ * log. */
 void weights_load(struct weights *w, struct device *d, const struct arch *a, const struct shard *s,
                   const struct tensors *t, bool progress);
 void weights_close(struct weights *w);

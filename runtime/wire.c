@@ -95,7 +95,8 @@ static void unpack_seq(struct step_seq *q, const Retro__StepSequence *m)
         .kv_budget_tokens = narrow(p->kv_budget_tokens),
         .dense_layers = narrow(p->dense_layers),
         .score_alpha = p->score_alpha,
-        .score_group = p->score_group < SCORE_GROUP_COUNT ? (enum score_group)p->score_group : SCORE_GROUP_COUNT,
+        .score_group =
+            p->score_group < SCORE_GROUP_COUNT ? (enum score_group)p->score_group : SCORE_GROUP_COUNT,
         .sink_pages = narrow(p->sink_pages),
     };
 }
@@ -105,11 +106,12 @@ static enum status unpack(struct step *s, const Retro__Step *m, struct reason *w
     const struct step_limits *l = &s->limits;
     step_clear(s, m->id);
     if (m->n_sequence > (size_t)l->n_slots)
-        return status_fail(why, STATUS_BAD_INPUT, "step %llu: %zu sequences, %d slots", (unsigned long long)m->id,
-                           m->n_sequence, l->n_slots);
+        return status_fail(why, STATUS_BAD_INPUT, "step %llu: %zu sequences, %d slots",
+                           (unsigned long long)m->id, m->n_sequence, l->n_slots);
     for (size_t i = 0; i < m->n_sequence; i++) {
         const Retro__StepSequence *q = m->sequence[i];
-        if (q->n_token > (size_t)(l->max_rows - s->n_rows) || q->n_block > (size_t)(l->n_blocks - s->n_blocks))
+        if (q->n_token > (size_t)(l->max_rows - s->n_rows) ||
+            q->n_block > (size_t)(l->n_blocks - s->n_blocks))
             return status_fail(why, STATUS_BAD_INPUT, "step %llu: more rows or blocks than the limits",
                                (unsigned long long)m->id);
         struct step_seq *to = &s->seq[s->n_seqs++];

@@ -1,7 +1,7 @@
 /* wire.h - a step plan to bytes and back (comm/retro.proto, packed with protobuf-c).
  *
- * Unpacking trusts nothing: sizes, ids and ranges are checked against the limits, so a damaged frame or recording is
- * refused with one line and can never index out of bounds. */
+ * Unpacking trusts nothing: sizes, ids and ranges are checked against the limits, so a damaged frame or
+ * recording is refused with one line and can never index out of bounds. */
 #ifndef RETRO_WIRE_H
 #define RETRO_WIRE_H
 

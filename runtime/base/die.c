@@ -46,7 +46,8 @@ void die_at(const char *file, int line, int exit_code, const char *hint, const c
 
 void die_assert(const char *file, int line, const char *condition)
 {
-    log_line(LOG_LEVEL_ERROR, "bug: %s:%d: assertion failed: %s (please report this line)", file, line, condition);
+    log_line(LOG_LEVEL_ERROR, "bug: %s:%d: assertion failed: %s (please report this line)", file, line,
+             condition);
     end_job(EXIT_CODE_BUG);
 }
 

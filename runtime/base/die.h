@@ -1,8 +1,8 @@
 /* die.h - the two errors that are not a status, and the log.
  *
  * ASSERT: a bug of ours. Always compiled in; prints the place, ends with EXIT_CODE_BUG.
- * DIE:    the job cannot go on (MPI, CUDA, NCCL, memory, a model file that changed under us). Says what happened and
- *         what to try, then the hook installed by launcher/boot ends every rank: no rank leaves alone.
+ * DIE:    the job cannot go on (MPI, CUDA, NCCL, memory, a model file that changed under us). Says what
+ * happened and what to try, then the hook installed by launcher/boot ends every rank: no rank leaves alone.
  * LOG:    one line on stderr, prefixed with level, and rank@host where there are several ranks.
  *
  * The log level, the rank prefix and the die hook are the only globals of the program. */
@@ -24,9 +24,9 @@ enum log_level { LOG_LEVEL_ERROR, LOG_LEVEL_WARN, LOG_LEVEL_INFO, LOG_LEVEL_DEBU
 /* Prints "retro: <what>: <hint>" as one line and ends the job with `exit_code`. `hint` may be NULL. */
 #define DIE(exit_code, hint, ...) die_at(__FILE__, __LINE__, exit_code, hint, __VA_ARGS__)
 
-#define ASSERT(condition)                                                                                      \
-    do {                                                                                                       \
-        if (__builtin_expect(!(condition), 0)) die_assert(__FILE__, __LINE__, #condition);                     \
+#define ASSERT(condition)                                                                                    \
+    do {                                                                                                     \
+        if (__builtin_expect(!(condition), 0)) die_assert(__FILE__, __LINE__, #condition);                   \
     } while (0)
 
 #define LOG_ERROR(...) log_line(LOG_LEVEL_ERROR, __VA_ARGS__)

@@ -1,7 +1,7 @@
 /* dtype.h - element types and their exact conversions on the host.
  *
- * Rounding is to nearest, ties to even, everywhere; NaN stays NaN. Nothing here is a hot path: kernels have their own
- * vector forms that must agree with these to the bit. */
+ * Rounding is to nearest, ties to even, everywhere; NaN stays NaN. Nothing here is a hot path: kernels have
+ * their own vector forms that must agree with these to the bit. */
 #ifndef RETRO_BASE_DTYPE_H
 #define RETRO_BASE_DTYPE_H
 
@@ -45,7 +45,8 @@ static inline float dtype_f32_from_f16(uint16_t h)
 {
     uint32_t sign = (uint32_t)(h & 0x8000) << 16, exponent = h >> 10 & 0x1f, mantissa = h & 0x3ff;
     if (exponent == 0x1f) return dtype_f32_from_bits(sign | 0x7f800000u | mantissa << 13);
-    if (exponent == 0) return (sign ? -1.0f : 1.0f) * (float)mantissa * 0x1p-24f; /* zero and subnormals, exact */
+    if (exponent == 0)
+        return (sign ? -1.0f : 1.0f) * (float)mantissa * 0x1p-24f; /* zero and subnormals, exact */
     return dtype_f32_from_bits(sign | (exponent + 112) << 23 | mantissa << 13);
 }
 

@@ -4,7 +4,8 @@
 
 #include <stdint.h>
 
-/* Bytes: the least of the kernel's MemAvailable and what the cgroup (v1 or v2) leaves; its page cache counts as free. */
+/* Bytes: the least of the kernel's MemAvailable and what the cgroup (v1 or v2) leaves; its page cache counts
+ * as free. */
 int64_t hostmem_available(void);
 
 #endif
