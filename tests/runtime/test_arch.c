@@ -1,7 +1,7 @@
-/* test_arch.c - published config.json files, family defaults, refusals by name, hostile text.
+/* test_arch.c - config.json of published models, family defaults, refusals by name, hostile text.
  *
- * tests/runtime/configs holds what the models' pages publish; the *-style and *-yarn files are variants
- * written here. Runs in the source folder. */
+ * tests/runtime/configs holds the fields and values of published models, typed by hand and not copied byte
+ * for byte; the *-style and *-yarn files are variants. Runs in the source folder. */
 #define _GNU_SOURCE
 #include <setjmp.h>
 #include <stdarg.h>
