@@ -1,6 +1,5 @@
 #include "runtime/policy.h"
 
-#include <limits.h>
 #include <math.h>
 
 #include "runtime/base/die.h"
@@ -39,7 +38,7 @@ struct decode_span policy_span(const struct policy *p, int slot, int row0, int p
         .row0 = row0,
         .n_rows = policy_rows(p, position, first),
         .position = position,
-        .dense_layers = p->kind == POLICY_DENSE ? INT_MAX : p->dense_layers,
+        .dense_layers = p->dense_layers,
         .n_select = {policy_select_count(p, last_page + 1, page_tokens),
                      policy_select_count(p, last_page - first_slide + 1, page_tokens)},
         .n_sink = p->sink_pages,

@@ -50,6 +50,7 @@ void cpu_linear_reserve(struct device *d, int k);
 /* --- the ops that are not attention; the table's signatures --- */
 void *cpu_mem_alloc(struct device *d, size_t bytes);
 void cpu_mem_free(struct device *d, void *p, size_t bytes);
+int64_t cpu_mem_available(struct device *d);
 void cpu_transfer(struct device *d, void *dst, const void *src, size_t bytes);
 void cpu_fill(struct device *d, void *dst, int byte, size_t bytes);
 void cpu_sync(struct device *d);

@@ -22,6 +22,7 @@ static const struct ops cpu_ops = {
     .copy = cpu_transfer,
     .fill = cpu_fill,
     .sync = cpu_sync,
+    .mem_available = cpu_mem_available,
     .stream = cpu_stream,
     .matrix_bytes = cpu_matrix_bytes,
     .matrix_put = cpu_matrix_put,

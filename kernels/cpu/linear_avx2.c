@@ -42,12 +42,43 @@ INLINE void end(__m256 a[ROWS][4], const struct linear_tile *t, int v0, const in
     }
 }
 
-INLINE void multiply(__m256 a[ROWS][4], const float *x, const __m256 w[4], const int R, const int V)
+/* Vector v of the widened weights of one input. */
+INLINE __m256 bf16_even(const char *w, int v)
 {
-    UNROLL for (int i = 0; i < R; i++)
-    {
-        __m256 b = _mm256_broadcast_ss(x + i);
-        UNROLL for (int v = 0; v < V; v++) a[i][v] = _mm256_fmadd_ps(b, w[v], a[i][v]);
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_loadu_si256((const __m256i *)(w + v * 32)), 16));
+}
+INLINE __m256 bf16_odd(const char *w, int v)
+{
+    return _mm256_and_ps(_mm256_loadu_ps((const float *)w + v * 8),
+                         _mm256_castsi256_ps(_mm256_set1_epi32((int)0xffff0000)));
+}
+INLINE __m256 f16_vector(const char *w, int v)
+{
+    return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(w + v * 16)));
+}
+INLINE __m256 f32_vector(const char *w, int v) { return _mm256_loadu_ps((const float *)w + v * 8); }
+
+typedef __m256 widen_function(const char *w, int v);
+
+INLINE void multiply(__m256 a[ROWS][4], const float *x, const char *w, widen_function *widen, int v0,
+                     const int R, const int V)
+{
+    if (V == 4) {
+        __m256 b[ROWS];
+        UNROLL for (int i = 0; i < R; i++) b[i] = _mm256_broadcast_ss(x + i);
+        UNROLL for (int v = 0; v < V; v++)
+        {
+            __m256 f = widen(w, v0 + v);
+            UNROLL for (int i = 0; i < R; i++) a[i][v] = _mm256_fmadd_ps(b[i], f, a[i][v]);
+        }
+    } else {
+        __m256 f[4];
+        UNROLL for (int v = 0; v < V; v++) f[v] = widen(w, v0 + v);
+        UNROLL for (int i = 0; i < R; i++)
+        {
+            __m256 b = _mm256_broadcast_ss(x + i);
+            UNROLL for (int v = 0; v < V; v++) a[i][v] = _mm256_fmadd_ps(b, f[v], a[i][v]);
+        }
     }
 }
 
@@ -55,19 +86,12 @@ INLINE void bf16_part(const struct linear_tile *t, int v0, const int R, const in
 {
     __m256 a[ROWS][4];
     begin(a, t, v0, R, V);
-    const __m256i odd = _mm256_set1_epi32((int)0xffff0000);
-    const char *w = t->w + v0 * 32;
+    const char *w = t->w;
     const float *x = t->x;
     for (int i = 0; i < t->k; i += 2, w += 128, x += 2 * R) {
-        __m256 f[4];
-        _mm_prefetch(w + PREFETCH, _MM_HINT_T0);
-        if (V > 2) _mm_prefetch(w + PREFETCH + 64, _MM_HINT_T0);
-        UNROLL for (int v = 0; v < V; v++) f[v] =
-            _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_loadu_si256((const __m256i *)(w + v * 32)), 16));
-        multiply(a, x, f, R, V);
-        UNROLL for (int v = 0; v < V; v++) f[v] =
-            _mm256_castsi256_ps(_mm256_and_si256(_mm256_loadu_si256((const __m256i *)(w + v * 32)), odd));
-        multiply(a, x + R, f, R, V);
+        if (v0 == 0) _mm_prefetch(w + PREFETCH, _MM_HINT_T0), _mm_prefetch(w + PREFETCH + 64, _MM_HINT_T0);
+        multiply(a, x, w, bf16_even, v0, R, V);
+        multiply(a, x + R, w, bf16_odd, v0, R, V);
     }
     end(a, t, v0, R, V);
 }
@@ -76,14 +100,11 @@ INLINE void f16_part(const struct linear_tile *t, int v0, const int R, const int
 {
     __m256 a[ROWS][4];
     begin(a, t, v0, R, V);
-    const char *w = t->w + v0 * 16;
+    const char *w = t->w;
     const float *x = t->x;
     for (int i = 0; i < t->k; i++, w += 64, x += R) {
-        __m256 f[4];
-        _mm_prefetch(w + PREFETCH, _MM_HINT_T0);
-        UNROLL for (int v = 0; v < V; v++) f[v] =
-            _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(w + v * 16)));
-        multiply(a, x, f, R, V);
+        if (v0 == 0) _mm_prefetch(w + PREFETCH, _MM_HINT_T0);
+        multiply(a, x, w, f16_vector, v0, R, V);
     }
     end(a, t, v0, R, V);
 }
@@ -92,14 +113,11 @@ INLINE void f32_part(const struct linear_tile *t, int v0, const int R, const int
 {
     __m256 a[ROWS][4];
     begin(a, t, v0, R, V);
-    const char *w = t->w + v0 * 32;
+    const char *w = t->w;
     const float *x = t->x;
     for (int i = 0; i < t->k; i++, w += 128, x += R) {
-        __m256 f[4];
-        _mm_prefetch(w + PREFETCH, _MM_HINT_T0);
-        if (V > 2) _mm_prefetch(w + PREFETCH + 64, _MM_HINT_T0);
-        UNROLL for (int v = 0; v < V; v++) f[v] = _mm256_loadu_ps((const float *)w + v * 8);
-        multiply(a, x, f, R, V);
+        if (v0 == 0) _mm_prefetch(w + PREFETCH, _MM_HINT_T0), _mm_prefetch(w + PREFETCH + 64, _MM_HINT_T0);
+        multiply(a, x, w, f32_vector, v0, R, V);
     }
     end(a, t, v0, R, V);
 }

@@ -7,6 +7,7 @@
 
 #include "kernels/cpu/cpu.h"
 #include "runtime/base/die.h"
+#include "runtime/base/hostmem.h"
 
 static const size_t HUGE = (size_t)2 << 20, PAGE = 4096;
 
@@ -70,4 +71,10 @@ void cpu_reset_blocks(struct device *d, char *pool, const int32_t *ids_host, int
         for (int layer = 0; layer < m->L; layer++, last_loaded += m->layer_bytes)
             memset(last_loaded, 0xff, bytes); /* -1 */
     }
+}
+
+int64_t cpu_mem_available(struct device *d)
+{
+    (void)d;
+    return hostmem_available();
 }
