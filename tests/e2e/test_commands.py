@@ -79,7 +79,7 @@ def test_tokenize_there_and_back(real_model):
     text = "Grüße, 世界!  x = 42\n\t<|im_start|>user\n"
     ids = cli.run_ok("tokenize", "--model", real_model, stdin=text).stdout
     assert list(map(int, ids.split())) == Tokenizer.from_file(str(real_model / "tokenizer.json")).encode(text).ids
-    assert cli.run_ok("tokenize", "--model", real_model, "--decode", "--special", stdin=ids).stdout.decode() == text
+    assert cli.run_ok("tokenize", "--model", real_model, "--decode", "--keep-special", stdin=ids).stdout.decode() == text
 
 
 def test_help_names_every_option():
