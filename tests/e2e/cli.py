@@ -66,7 +66,7 @@ def write_ids(path, ids):
 def one_line(done, code, *words):
     """The refusal is one line on standard error with these words, and the exit code is the one of its kind."""
     text = done.stderr.decode(errors="replace")
-    lines = [line for line in text.splitlines() if line.startswith("retro")]
+    lines = [line for line in text.splitlines() if re.match(r"retro(\[.*?\])?: error: ", line)]
     assert done.returncode == code, (done.returncode, text)
     assert len(lines) == 1, text
     for word in words:
