@@ -214,10 +214,9 @@ static void put_converts_and_places_every_element(void **state)
                 unsigned char raw[N * STRIDE * 4 + 1], *src = raw + 1; /* unaligned on purpose */
                 memset(w.data, 0xff, bytes);
                 for (size_t i = 0; i < (size_t)N * STRIDE; i++) {
-                    float f[1] = {random_float(&seed) * 3};
-                    unsigned char element_bytes[4];
-                    set_element(element_bytes, 0, from, f[0]);
-                    memcpy(src + i * dtype_bytes(from), element_bytes, dtype_bytes(from));
+                    uint32_t element_bytes = 0;
+                    set_element(&element_bytes, 0, from, random_float(&seed) * 3);
+                    memcpy(src + i * dtype_bytes(from), &element_bytes, dtype_bytes(from));
                 }
                 ops->matrix_put(d, &w, 0, cut, src, from, STRIDE);
                 ops->matrix_put(d, &w, cut, N - cut, src + (size_t)cut * STRIDE * dtype_bytes(from), from,

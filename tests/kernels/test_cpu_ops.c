@@ -1,0 +1,381 @@
+/* test_cpu_ops.c - the CPU ops that are neither products nor attention, each against its formula in double:
+ * memory, embed, rope_table, add_norm, gather_norm, silu_mul, argmax, reset_blocks. */
+#include "tests/kernels/guard.h"
+
+static const int sizes[] = {1, 2, 3, 7, 8, 16, 31, 64, 65, 512, 4099};
+enum { SIZES = 11, ISAS = 3 };
+static const enum cpu_isa isas[ISAS] = {CPU_ISA_PORTABLE, CPU_ISA_AVX2, CPU_ISA_AVX512};
+
+/* One rounding of a two-byte type, relative; 0 for f32. */
+static double rounding(enum dtype t) { return t == DTYPE_F32 ? 0 : t == DTYPE_BF16 ? 0x1p-8 : 0x1p-11; }
+
+static float *random_floats(size_t n, uint64_t seed, float scale)
+{
+    float *x = malloc(n * sizeof *x);
+    for (size_t i = 0; i < n; i++) x[i] = random_float(&seed) * scale;
+    return x;
+}
+
+static void memory_is_zero_aligned_and_moved(void **state)
+{
+    (void)state;
+    struct device *d = cpu_device(CPU_ISA_AUTO, 1, DTYPE_F32);
+    const struct ops *ops = device_ops(d);
+    static const size_t bytes[] = {0, 1, 255, 4096, 4097, (2 << 20) - 1, 2 << 20, (2 << 20) + 1, 5000000};
+    for (size_t i = 0; i < sizeof bytes / sizeof *bytes; i++) {
+        size_t n = bytes[i];
+        unsigned char *a = ops->mem_alloc(d, n), *b = ops->host_alloc(d, n);
+        assert_non_null(a);
+        assert_non_null(b);
+        assert_int_equal((uintptr_t)a % 256, 0);
+        for (size_t j = 0; j < n; j++) assert_true(a[j] == 0 && b[j] == 0);
+        for (size_t j = 0; j < n; j++) b[j] = (unsigned char)(j * 31 + 1);
+        ops->upload(d, a, b, n);
+        ops->fill(d, b, 0x5a, n);
+        for (size_t j = 0; j < n; j++) assert_true(b[j] == 0x5a);
+        ops->download(d, b, a, n);
+        ops->sync(d);
+        for (size_t j = 0; j < n; j++) assert_true(b[j] == (unsigned char)(j * 31 + 1));
+        ops->fill(d, a, 0, n);
+        ops->copy(d, a, b, n);
+        assert_memory_equal(a, b, n);
+        ops->mem_free(d, a, n);
+        ops->host_free(d, b, n);
+    }
+    assert_null(ops->mem_alloc(d, SIZE_MAX / 2));
+    assert_null(ops->mem_alloc(d, SIZE_MAX));
+    ops->mem_free(d, NULL, 0);
+    assert_null(ops->stream(d));
+    assert_string_equal(ops->name, "cpu");
+    device_close(d);
+}
+
+static void embed_gathers_this_ranks_rows(void **state)
+{
+    (void)state;
+    enum { V = 67, FIRST = 1000 };
+    static const int32_t token[] = {1000, 1066, 999, 1067,      1031,      1032,
+                                    0,    1001, -1,  INT32_MAX, INT32_MIN, 1065};
+    enum { T = sizeof token / sizeof *token };
+    for (int threads = 1; threads <= 3; threads++)
+        for (enum dtype t = 0; t < DTYPE_COUNT; t++)
+            for (int i = 0; i < SIZES; i++) {
+                struct device *d = cpu_device(CPU_ISA_AUTO, threads, DTYPE_F32);
+                const struct ops *ops = device_ops(d);
+                struct dims m = {.D = sizes[i], .Vr = V, .vocab_first = FIRST};
+                struct batch b = {.n_rows = T, .token = token};
+                size_t D = (size_t)m.D;
+                float *weights = random_floats(V * D, (uint64_t)i, 2);
+                struct matrix w = {malloc(ops->matrix_bytes(t, V, m.D)), t, V, m.D};
+                ops->matrix_put(d, &w, 0, V, weights, DTYPE_F32, D);
+                struct guard g;
+                float *x = guard_open(&g, T * D * sizeof *x);
+                ops->embed(d, x, &b, &w, &m);
+                for (size_t r = 0; r < T; r++)
+                    for (size_t j = 0; j < D; j++) {
+                        int64_t row = (int64_t)token[r] - FIRST;
+                        uint32_t rounded = 0;
+                        if (row >= 0 && row < V) set_element(&rounded, 0, t, weights[(size_t)row * D + j]);
+                        assert_true(x[r * D + j] == element(&rounded, 0, t));
+                    }
+                guard_close(&g);
+                free(weights);
+                free(w.data);
+                device_close(d);
+            }
+}
+
+static void rope_table_rounds_the_angle_to_f32(void **state)
+{
+    (void)state;
+    static const int32_t position[] = {0, 1, 2, 63, 4095, 131071, 1 << 20};
+    enum { T = sizeof position / sizeof *position };
+    struct device *d = cpu_device(CPU_ISA_AUTO, 2, DTYPE_F32);
+    for (int E = 2; E <= 130; E += 32) {
+        struct dims m = {.E = E};
+        struct batch b = {.n_rows = T, .position = position};
+        float inv_freq[65], factor = 1.25f;
+        for (int i = 0; i < E / 2; i++) inv_freq[i] = (float)pow(10000, -2.0 * i / E);
+        struct guard g;
+        float *table = guard_open(&g, (size_t)T * (size_t)E * sizeof *table);
+        device_ops(d)->rope_table(d, table, &b, inv_freq, factor, &m);
+        for (int r = 0; r < T; r++)
+            for (int i = 0; i < E / 2; i++) {
+                float angle = (float)position[r] * inv_freq[i];
+                const float *got = table + (r * (E / 2) + i) * 2;
+                assert_true(close_to(got[0], cos(angle) * 1.25, 2e-7));
+                assert_true(close_to(got[1], sin(angle) * 1.25, 2e-7));
+            }
+        guard_close(&g);
+    }
+    device_close(d);
+}
+
+/* Elements of h (n_rows,D) that are wrong for rows x[row[i]] + delta[row[i]]. */
+static int wrong_norms(const void *h, const float *x, const float *delta, const float *weight,
+                       const int32_t *row, int n_rows, const struct dims *m)
+{
+    int wrong = 0;
+    size_t D = (size_t)m->D;
+    for (int i = 0; i < n_rows; i++) {
+        size_t at = (size_t)(row ? row[i] : i) * D;
+        double squares = 0;
+        for (size_t j = 0; j < D; j++) {
+            double v = delta ? x[at + j] + delta[at + j] : x[at + j]; /* the f32 sum is the stored x */
+            squares += v * v;
+        }
+        double inverse = 1 / sqrt(squares / m->D + m->norm_eps);
+        for (size_t j = 0; j < D; j++) {
+            double v = delta ? x[at + j] + delta[at + j] : x[at + j], want = v * inverse * weight[j];
+            double tolerance =
+                fabs(want) * (1e-6 + rounding(m->act)) + (m->act == DTYPE_F16 ? 0x1p-24 : 1e-37);
+            wrong += !close_to(element(h, (size_t)i * D + j, m->act), want, tolerance);
+        }
+    }
+    return wrong;
+}
+
+static void check_norms(struct device *d, int D, int T, enum dtype act, bool with_delta)
+{
+    const struct ops *ops = device_ops(d);
+    struct dims m = {.D = D, .norm_eps = 1e-5f, .act = act};
+    size_t n = (size_t)T * (size_t)D;
+    float *x0 = random_floats(n, 1, 3), *delta = with_delta ? random_floats(n, 2, 2) : NULL;
+    float *weight = random_floats((size_t)D, 3, 1);
+    int32_t row[] = {T - 1, 0, T / 2, T - 1};
+    struct batch b = {.n_rows = T, .n_out = 4, .out_row = row};
+    struct guard gx, gh, gg;
+    float *x = guard_open_skewed(&gx, n * sizeof *x, 1);
+    void *h = guard_open(&gh, n * dtype_bytes(act)),
+         *gathered = guard_open(&gg, 4 * (size_t)D * dtype_bytes(act));
+    memcpy(x, x0, n * sizeof *x);
+    ops->gather_norm(d, gathered, x, delta, weight, &b, &m);
+    assert_memory_equal(x, x0, n * sizeof *x);
+    assert_int_equal(wrong_norms(gathered, x0, delta, weight, row, 4, &m), 0);
+    ops->add_norm(d, h, x, delta, weight, T, &m);
+    assert_int_equal(wrong_norms(h, x0, delta, weight, NULL, T, &m), 0);
+    for (size_t i = 0; i < n; i++) assert_true(x[i] == (delta ? x0[i] + delta[i] : x0[i]));
+    /* The same row gives the same bits by either op, alone or not. */
+    size_t row_bytes = (size_t)D * dtype_bytes(act);
+    for (int i = 0; i < 4; i++)
+        assert_memory_equal((char *)gathered + (size_t)i * row_bytes, (char *)h + (size_t)row[i] * row_bytes,
+                            row_bytes);
+    memcpy(x, x0, n * sizeof *x);
+    struct guard g1;
+    void *one = guard_open(&g1, row_bytes);
+    for (int r = 0; r < T; r += 1 + T / 5) {
+        size_t at = (size_t)r * (size_t)D;
+        ops->add_norm(d, one, x + at, delta ? delta + at : NULL, weight, 1, &m);
+        assert_memory_equal(one, (char *)h + (size_t)r * row_bytes, row_bytes);
+    }
+    if (D > 1 && act == DTYPE_F32) {
+        x0[0] += 1; /* the comparison must notice (one element alone is normed to its sign) */
+        assert_true(wrong_norms(h, x0, delta, weight, NULL, T, &m) > 0);
+    }
+    guard_close_skewed(&gx, 1);
+    guard_close(&gh);
+    guard_close(&gg);
+    guard_close(&g1);
+    free(x0);
+    free(delta);
+    free(weight);
+}
+
+static void norms_are_right(void **state)
+{
+    (void)state;
+    static const int rows[] = {1, 3, 7, 65};
+    for (int threads = 1; threads <= 3; threads++) {
+        struct device *d = cpu_device(CPU_ISA_AUTO, threads, DTYPE_F32);
+        for (int i = 0; i < SIZES; i++)
+            for (int r = 0; r < 4; r++)
+                for (enum dtype act = 0; act < DTYPE_COUNT; act++)
+                    for (int delta = 0; delta < 2; delta++) check_norms(d, sizes[i], rows[r], act, delta);
+        device_close(d);
+    }
+}
+
+static double silu(double g, double u) { return g / (1 + exp(-g)) * u; }
+
+static int wrong_silu(const void *out, const float *gate_up, int T, const struct dims *m)
+{
+    int wrong = 0;
+    size_t F = (size_t)m->Fr;
+    for (size_t r = 0; r < (size_t)T; r++)
+        for (size_t i = 0; i < F; i++) {
+            double want = silu(gate_up[r * 2 * F + i], gate_up[r * 2 * F + F + i]);
+            double tolerance =
+                fabs(want) * (1e-6 + rounding(m->act)) + (m->act == DTYPE_F16 ? 0x1p-24 : 1e-36);
+            wrong += !close_to(element(out, r * F + i, m->act), want, tolerance);
+        }
+    return wrong;
+}
+
+static void silu_is_right(void **state)
+{
+    (void)state;
+    static const int rows[] = {1, 3, 7, 31};
+    for (int k = 0; k < ISAS; k++)
+        for (int threads = 1; threads <= 3; threads++) {
+            struct device *d = cpu_device(isas[k], threads, DTYPE_F32);
+            if (!d) break;
+            for (int i = 0; i < SIZES * 4; i++)
+                for (enum dtype act = 0; act < DTYPE_COUNT; act++) {
+                    struct dims m = {.Fr = sizes[i / 4], .act = act};
+                    int T = rows[i % 4];
+                    size_t n = (size_t)T * (size_t)m.Fr;
+                    float *gate_up = random_floats(2 * n, (uint64_t)i, 20);
+                    struct guard g, g1;
+                    void *out = guard_open(&g, n * dtype_bytes(act));
+                    void *one = guard_open(&g1, (size_t)m.Fr * dtype_bytes(act));
+                    device_ops(d)->silu_mul(d, out, gate_up, T, &m);
+                    assert_int_equal(wrong_silu(out, gate_up, T, &m), 0);
+                    device_ops(d)->silu_mul(d, one, gate_up + (size_t)(T - 1) * 2 * (size_t)m.Fr, 1, &m);
+                    assert_memory_equal(one, (char *)out + (size_t)(T - 1) * g1.bytes, g1.bytes);
+                    gate_up[m.Fr] += 0.5f; /* the comparison must notice another `up` */
+                    if (act == DTYPE_F32) assert_int_equal(wrong_silu(out, gate_up, T, &m), 1);
+                    guard_close(&g);
+                    guard_close(&g1);
+                    free(gate_up);
+                }
+            device_close(d);
+        }
+}
+
+/* Far from zero: no overflow may turn a finite product into infinity or NaN. */
+static void silu_extremes(void **state)
+{
+    (void)state;
+    static const float gate[] = {0,   -0.0f,  87,      88.5f,     89,   103,  104,   1e4f,   1e30f,
+                                 -87, -88,    -89,     -103,      -104, -105, -1e4f, -1e30f, INFINITY,
+                                 NAN, 1e-30f, -1e-30f, 0x1p-149f, -1,   1,    17,    -17};
+    enum { N = sizeof gate / sizeof *gate };
+    for (int k = 0; k < ISAS; k++) {
+        struct device *d = cpu_device(isas[k], 1, DTYPE_F32);
+        if (!d) continue;
+        struct dims m = {.Fr = N};
+        float gate_up[2 * N], out[N];
+        for (int i = 0; i < N; i++) gate_up[i] = gate[i], gate_up[N + i] = 1.5f;
+        device_ops(d)->silu_mul(d, out, gate_up, 1, &m);
+        for (int i = 0; i < N; i++) {
+            double want = silu(gate[i], 1.5);
+            if (isnan(want)) assert_true(isnan(out[i]));
+            else if (isinf(want)) assert_true(isinf(out[i]) && out[i] > 0);
+            else assert_true(close_to(out[i], want, fabs(want) * 1e-6 + 3e-36));
+        }
+        device_close(d);
+    }
+}
+
+static void argmax_prefers_the_lower_index(void **state)
+{
+    (void)state;
+    struct device *d = cpu_device(CPU_ISA_AUTO, 2, DTYPE_F32);
+    for (int i = 0; i < SIZES; i++) {
+        enum { ROWS = 9 };
+        int V = sizes[i];
+        size_t n = (size_t)V;
+        struct dims m = {.Vr = V};
+        float *logits = random_floats(ROWS * n, (uint64_t)V, 100);
+        int32_t want[ROWS];
+        for (size_t r = 0; r < ROWS; r++) {
+            float *x = logits + r * n;
+            if (r == 1)
+                for (size_t j = 0; j < n; j++) x[j] = -3; /* all tied */
+            if (r == 2) x[n - 1] = 200, x[n / 2] = 200;
+            if (r == 3) x[n / 2] = INFINITY, x[0] = NAN;
+            if (r == 4)
+                for (size_t j = 0; j < n; j++) x[j] = -INFINITY;
+            if (r == 5)
+                for (size_t j = 0; j < n; j++) x[j] = NAN;
+            if (r == 6) x[n - 1] = 200;
+            if (r == 7)
+                for (size_t j = 0; j < n; j++) x[j] = j % 2 ? 0.0f : -0.0f;
+            want[r] = -1;
+            for (size_t j = 0; j < n; j++)
+                if (want[r] < 0 ? !isnan(x[j]) : x[j] > x[want[r]]) want[r] = (int32_t)j;
+            if (want[r] < 0) want[r] = 0;
+        }
+        struct guard g;
+        struct best *best = guard_open(&g, ROWS * sizeof *best);
+        device_ops(d)->argmax(d, best, logits, ROWS, &m);
+        for (size_t r = 0; r < ROWS; r++) {
+            assert_int_equal(best[r].index, want[r]);
+            assert_memory_equal(&best[r].value, &logits[r * n + (size_t)want[r]], 4);
+        }
+        guard_close(&g);
+        free(logits);
+    }
+    device_close(d);
+}
+
+static void reset_blocks_touches_last_loaded_only(void **state)
+{
+    (void)state;
+    struct device *d = cpu_device(CPU_ISA_AUTO, 1, DTYPE_F32);
+    for (int P = 4; P <= 32; P *= 2)
+        for (int L = 1; L <= 3; L++) {
+            struct dims m = {.L = L,
+                             .E = 6,
+                             .G = 2,
+                             .Kr = 3,
+                             .Qr = 6,
+                             .Hr = 6,
+                             .P = P,
+                             .B = 64,
+                             .W = 2,
+                             .C = 128,
+                             .n_blocks = 5,
+                             .kv = DTYPE_BF16,
+                             .summary = SUMMARY_BF16};
+            kernels_layout(&m);
+            struct guard g;
+            unsigned char *pool = guard_open(&g, m.block_bytes * 5);
+            memset(pool, 0x11, m.block_bytes * 5);
+            const int32_t ids[] = {4, 1};
+            device_ops(d)->reset_blocks(d, (char *)pool, ids, 2, &m);
+            size_t changed = 0;
+            for (size_t i = 0; i < m.block_bytes * 5; i++) changed += pool[i] != 0x11;
+            for (int block = 0; block < 5; block++)
+                for (int layer = 0; layer < L; layer++)
+                    for (int head = 0; head < 3; head++)
+                        for (int page = 0; page < 64 / P; page++) {
+                            int32_t v;
+                            memcpy(&v,
+                                   pool + (size_t)block * m.block_bytes + (size_t)layer * m.layer_bytes +
+                                       kv_last_loaded_offset(&m, head, page),
+                                   4);
+                            assert_int_equal(v, block == 4 || block == 1 ? -1 : 0x11111111);
+                        }
+            assert_int_equal(changed, 2 * (size_t)L * 3 * (size_t)(64 / P) * 4);
+            guard_close(&g);
+        }
+    device_close(d);
+}
+
+static void description_names_what_runs(void **state)
+{
+    (void)state;
+    struct device *d = cpu_device(CPU_ISA_PORTABLE, 2, DTYPE_F32);
+    assert_string_equal(device_describe(d), "portable, 2 threads");
+    device_close(d);
+    d = cpu_device(CPU_ISA_PORTABLE, 1, DTYPE_F32);
+    assert_string_equal(device_describe(d), "portable, 1 thread");
+    device_close(d);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(memory_is_zero_aligned_and_moved),
+        cmocka_unit_test(embed_gathers_this_ranks_rows),
+        cmocka_unit_test(rope_table_rounds_the_angle_to_f32),
+        cmocka_unit_test(norms_are_right),
+        cmocka_unit_test(silu_is_right),
+        cmocka_unit_test(silu_extremes),
+        cmocka_unit_test(argmax_prefers_the_lower_index),
+        cmocka_unit_test(reset_blocks_touches_last_loaded_only),
+        cmocka_unit_test(description_names_what_runs),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
