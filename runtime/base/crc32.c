@@ -8,9 +8,10 @@ uint32_t crc32_of(const void *bytes, size_t n)
         0xedb88320, 0xf00f9344, 0xd6d6a3e8, 0xcb61b38c, 0x9b64c2b0, 0x86d3d2d4, 0xa00ae278, 0xbdbdf21c,
     };
     uint32_t c = ~0u;
-    for (const uint8_t *p = bytes, *end = p + n; p < end; p++) {
-        c = table[(c ^ *p) & 15] ^ c >> 4;
-        c = table[(c ^ *p >> 4) & 15] ^ c >> 4;
+    const uint8_t *p = bytes; /* NULL where n is 0 */
+    for (size_t i = 0; i < n; i++) {
+        c = table[(c ^ p[i]) & 15] ^ c >> 4;
+        c = table[(c ^ p[i] >> 4) & 15] ^ c >> 4;
     }
     return ~c;
 }

@@ -1,6 +1,8 @@
 #include "runtime/base/die.h"
 
 #include <stdarg.h>
+#include <stdatomic.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -23,13 +25,25 @@ static void write_line(const char *tag, const char *format, va_list ap, const ch
         if (more > 0) n += (size_t)more < sizeof line - n ? (size_t)more : sizeof line - n - 1;
     }
     if (n > sizeof line - 2) n = sizeof line - 2;
+    /* A file name or a library's message may hold line breaks; one call stays one line. */
+    for (size_t i = 0; i < n; i++)
+        if ((unsigned char)line[i] < 0x20 || line[i] == 0x7f) line[i] = ' ';
     line[n++] = '\n';
     ssize_t written = write(STDERR_FILENO, line, n);
     (void)written; /* nowhere left to report it */
 }
 
+/* The first cause ends the job. A thread that fails meanwhile leaves it the time to do so; a hook that fails itself
+ * does not begin again. */
 static _Noreturn void end_job(int exit_code)
 {
+    static atomic_flag ending = ATOMIC_FLAG_INIT;
+    static _Thread_local bool is_first;
+    if (atomic_flag_test_and_set(&ending)) {
+        if (!is_first) sleep(5);
+        _exit(exit_code);
+    }
+    is_first = true;
     if (die_hook) die_hook(exit_code);
     exit(exit_code);
 }
