@@ -6,12 +6,20 @@
 #include "comm/group.h"
 #include "runtime/base/die.h"
 
-struct comm *comm_open(const struct comm_world *w)
+struct comm *comm_alloc(int rank, int size)
 {
     struct comm *c = calloc(1, sizeof *c);
-    if (!c) DIE(EXIT_CODE_MEMORY, NULL, "no memory for a group of ranks");
-    c->rank = w->rank;
-    c->size = w->size;
+    if (c) c->gather_n = calloc(2 * (size_t)size, sizeof *c->gather_n);
+    if (!c || !c->gather_n) DIE(EXIT_CODE_MEMORY, NULL, "no memory for a group of ranks");
+    c->gather_at = c->gather_n + size;
+    c->rank = rank;
+    c->size = size;
+    return c;
+}
+
+struct comm *comm_open(const struct comm_world *w)
+{
+    struct comm *c = comm_alloc(w->rank, w->size);
     if (w->size == 1) self_open(c);
     else if (w->node_size == w->size) shm_open_group(c);
     else mpi_open(c, w);
@@ -22,10 +30,15 @@ void comm_close(struct comm *c)
 {
     if (!c) return;
     c->table->close(c);
+    free(c->gather_n);
     free(c);
 }
 
-void comm_reserve(struct comm *c, size_t n_f32) { c->table->reserve(c, n_f32); }
+void comm_reserve(struct comm *c, size_t n_f32)
+{
+    c->table->reserve(c, n_f32);
+    c->reserved = n_f32;
+}
 
 int comm_rank(const struct comm *c) { return c->rank; }
 
@@ -35,6 +48,7 @@ const char *comm_describe(const struct comm *c) { return c->description; }
 
 void comm_all_reduce(struct comm *c, float *buffer, size_t n, void *stream)
 {
+    ASSERT(n <= c->reserved);
     c->table->all_reduce(c, buffer, n, stream);
 }
 

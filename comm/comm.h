@@ -1,4 +1,4 @@
-/* comm.h - collectives between the ranks of a group, behind one small table: self, mpi, nccl.
+/* comm.h - collectives between the ranks of a group, behind one small table: self, shm, mpi, nccl.
  *
  * Every rank of the group calls the same collectives in the same order (the step plan sees to that). They
  * return void: a collective that fails cannot be survived by one rank alone and is a DIE with EXIT_CODE_PEER.
@@ -42,7 +42,7 @@ void comm_reserve(struct comm *c, size_t n_f32);
 
 int comm_rank(const struct comm *c);
 int comm_size(const struct comm *c);
-/* "self", "shared memory, 2 ranks", "MPI, 8 ranks on 2 hosts"; borrowed. */
+/* "one rank", "2 ranks by shared memory", "8 ranks on 2 hosts by MPI"; borrowed. */
 const char *comm_describe(const struct comm *c);
 
 /* In place sum of n f32 over the group, in rank order. `stream` is the device's stream (NULL on the CPU). */

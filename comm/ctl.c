@@ -26,7 +26,8 @@
 #define FRAME_MAGIC 0x4f525452u /* "RTRO" */
 #define KIND_CLOSE 0u           /* in-order end; ctl_send refuses it */
 
-enum { ADDRESSES_MAX = 16, KEY_BYTES = 32, SPIN_US = 200 };
+/* CONNECT_US: so that all of rank 0's addresses can be tried well inside the timeout of ctl_open. */
+enum { ADDRESSES_MAX = 16, KEY_BYTES = 32, SPIN_US = 200, CONNECT_US = 2000000 };
 
 struct frame_head {
     uint32_t magic, kind;
@@ -39,8 +40,9 @@ struct contact {
     char unix_name[64]; /* in the abstract namespace of Linux: no file, gone with the process */
     struct in_addr address[ADDRESSES_MAX];
     int n_addresses;
-    uint16_t port; /* network order */
-    uint8_t key[KEY_BYTES];
+    uint16_t port;             /* network order */
+    uint8_t key[KEY_BYTES];    /* what a follower must say ... */
+    uint8_t answer[KEY_BYTES]; /* ... and what only rank 0 can say back */
 };
 
 struct hello { /* first bytes on a connection */
@@ -51,8 +53,8 @@ struct hello { /* first bytes on a connection */
 struct ctl {
     int rank, size;
     int timeout_ms;
-    int *fd; /* rank 0: (size), fd[0] unused; others: fd[0] is the connection to rank 0 */
-    uint8_t *buffer;
+    int *fd;         /* rank 0: (size), fd[0] unused; others: fd[0] is the connection to rank 0 */
+    uint8_t *buffer; /* rank 0: the frame being sent; others: the payload that was received */
     size_t capacity;
     int64_t last_wait_us, wait_cpu_us, wait_wall_us;
 };
@@ -82,7 +84,7 @@ static void list_addresses(struct contact *c)
 static void listen_on_both(struct contact *c, int fds[2])
 {
     *c = (struct contact){0};
-    if (getrandom(c->key, KEY_BYTES, 0) != KEY_BYTES)
+    if (getrandom(c->key, KEY_BYTES, 0) != KEY_BYTES || getrandom(c->answer, KEY_BYTES, 0) != KEY_BYTES)
         DIE(EXIT_CODE_PEER, NULL, "getrandom: %s", strerror(errno));
     uint64_t tag;
     memcpy(&tag, c->key, sizeof tag);
@@ -136,20 +138,34 @@ static bool write_all(int fd, const void *from, size_t n, int64_t deadline_us)
     return true;
 }
 
+/* No delay for small frames; and a host that vanished without a word is noticed within about 15 s instead of
+ * never. The options of TCP fail harmlessly on a unix socket, whose end the kernel always tells. */
+static void tune(int fd)
+{
+    int one = 1, idle_s = 5, between_s = 2, probes = 5, unacked_ms = 15000;
+    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+    setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &one, sizeof one);
+    setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &idle_s, sizeof idle_s);
+    setsockopt(fd, IPPROTO_TCP, TCP_KEEPINTVL, &between_s, sizeof between_s);
+    setsockopt(fd, IPPROTO_TCP, TCP_KEEPCNT, &probes, sizeof probes);
+    setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &unacked_ms, sizeof unacked_ms);
+}
+
 /* One incoming connection: keeps it when it knows the key and is a rank that is still missing. */
 static bool accept_one(struct ctl *x, int listener, const struct contact *c)
 {
     int fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
     if (fd < 0) return false;
     struct hello h;
-    bool good = read_all(fd, &h, sizeof h, clock_us() + 1000000) && memcmp(h.key, c->key, KEY_BYTES) == 0 &&
-                h.rank > 0 && h.rank < (uint32_t)x->size && x->fd[h.rank] < 0;
+    int64_t deadline = clock_us() + CONNECT_US / 2;
+    bool good = read_all(fd, &h, sizeof h, deadline) && memcmp(h.key, c->key, KEY_BYTES) == 0 && h.rank > 0 &&
+                h.rank < (uint32_t)x->size && x->fd[h.rank] < 0 &&
+                write_all(fd, c->answer, KEY_BYTES, deadline);
     if (!good) {
         close(fd);
         return false;
     }
-    int one = 1;
-    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one); /* fails harmlessly on a unix socket */
+    tune(fd);
     x->fd[h.rank] = fd;
     return true;
 }
@@ -173,18 +189,30 @@ static void accept_all(struct ctl *x, const struct contact *c, int listeners[2])
     for (int r = 1; r < x->size && n < sizeof names - 8; r++)
         if (x->fd[r] < 0) n += (size_t)snprintf(names + n, sizeof names - n, "%s%d", n ? "," : "", r);
     DIE(EXIT_CODE_PEER, "can their hosts reach rank 0 over TCP?",
-        "ranks %s did not open the control channel within %d s", names, x->timeout_ms / 1000);
+        "rank%s %s did not open the control channel within %d s", missing == 1 ? "" : "s", names,
+        x->timeout_ms / 1000);
 }
 
-static int try_connect(int fd, const struct sockaddr *a, socklen_t n)
+/* Takes `fd`. A connection is good when the other side knows the answer: hosts may share private addresses
+ * (those of container bridges), and then a stranger of our own host listens there. */
+static int try_connect(const struct ctl *x, const struct contact *c, int fd, const struct sockaddr *a,
+                       socklen_t n)
 {
+    int64_t deadline = clock_us() + CONNECT_US;
+    struct hello h = {.rank = (uint32_t)x->rank};
+    memcpy(h.key, c->key, KEY_BYTES);
+    uint8_t answer[KEY_BYTES];
     int error = 0;
     socklen_t size = sizeof error;
     if (fd < 0) return -1;
-    if (connect(fd, a, n) == 0) return fd;
-    if (errno == EINPROGRESS && wait_for(fd, POLLOUT, clock_us() + 5000000) &&
-        getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &size) == 0 && error == 0)
-        return fd;
+    bool open =
+        connect(fd, a, n) == 0 || (errno == EINPROGRESS && wait_for(fd, POLLOUT, deadline) &&
+                                   getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &size) == 0 && error == 0);
+    if (open && write_all(fd, &h, sizeof h, deadline)) {
+        /* Rank 0 may first have to see off a few silent strangers. */
+        deadline = clock_us() + 5 * CONNECT_US;
+        if (read_all(fd, answer, KEY_BYTES, deadline) && memcmp(answer, c->answer, KEY_BYTES) == 0) return fd;
+    }
     close(fd);
     return -1;
 }
@@ -195,18 +223,15 @@ static void connect_to_leader(struct ctl *x, const struct contact *c)
     struct sockaddr_un u;
     socklen_t n;
     int fd = unix_socket(c->unix_name, &u, &n);
-    fd = try_connect(fd, (struct sockaddr *)&u, n);
+    fd = try_connect(x, c, fd, (struct sockaddr *)&u, n);
     for (int i = 0; i < c->n_addresses && fd < 0; i++) {
         struct sockaddr_in in = {.sin_family = AF_INET, .sin_addr = c->address[i], .sin_port = c->port};
-        fd = try_connect(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0),
-                         (struct sockaddr *)&in, sizeof in);
+        fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+        fd = try_connect(x, c, fd, (struct sockaddr *)&in, sizeof in);
     }
-    struct hello h = {.rank = (uint32_t)x->rank};
-    memcpy(h.key, c->key, KEY_BYTES);
-    if (fd < 0 || !write_all(fd, &h, sizeof h, clock_us() + 5000000))
+    if (fd < 0)
         DIE(EXIT_CODE_PEER, "is a firewall between the hosts?", "cannot reach rank 0's control channel");
-    int one = 1;
-    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+    tune(fd);
     x->fd[0] = fd;
 }
 
@@ -229,16 +254,31 @@ struct ctl *ctl_open(struct comm *c, double timeout_s)
     return x;
 }
 
+static void make_room(struct ctl *x, size_t n)
+{
+    if (n <= x->capacity) return;
+    free(x->buffer);
+    x->capacity = n * 2;
+    x->buffer = malloc(x->capacity);
+    if (!x->buffer) DIE(EXIT_CODE_MEMORY, NULL, "no memory for a message of %zu bytes", n);
+}
+
+/* The frame is one piece of memory, so that it is one system call and wakes a follower once. */
 static void send_frame(struct ctl *x, uint32_t kind, const void *bytes, size_t n)
 {
     struct frame_head head = {.magic = FRAME_MAGIC, .kind = kind, .n_bytes = n, .crc = crc32_of(bytes, n)};
+    make_room(x, sizeof head + n);
+    memcpy(x->buffer, &head, sizeof head);
+    if (n > 0) memcpy(x->buffer + sizeof head, bytes, n);
     int64_t deadline = clock_us() + (int64_t)x->timeout_ms * 1000;
     for (int r = 1; r < x->size; r++) {
-        if (write_all(x->fd[r], &head, sizeof head, deadline) && write_all(x->fd[r], bytes, n, deadline))
-            continue;
-        if (kind != KIND_CLOSE)
-            DIE(EXIT_CODE_PEER, NULL, "control channel: rank %d does not take messages (%s)", r,
-                strerror(errno));
+        errno = 0;
+        if (write_all(x->fd[r], x->buffer, sizeof head + n, deadline) || kind == KIND_CLOSE) continue;
+        if (errno == EAGAIN || errno == EINTR)
+            DIE(EXIT_CODE_PEER, "it hangs, or its host does",
+                "control channel: rank %d took no message for %d s", r, x->timeout_ms / 1000);
+        DIE(EXIT_CODE_PEER, "see its last lines", "rank %d is gone: its control channel closed (%s)", r,
+            strerror(errno));
     }
 }
 
@@ -293,13 +333,7 @@ bool ctl_receive(struct ctl *x, uint32_t *kind, const void **bytes, size_t *n)
     if (head.magic != FRAME_MAGIC || head.n_bytes > CTL_FRAME_MAX)
         DIE(EXIT_CODE_PEER, NULL, "control channel: a frame that rank 0 cannot have sent");
     if (head.kind == KIND_CLOSE) return false;
-    if (head.n_bytes > x->capacity) {
-        free(x->buffer);
-        x->capacity = head.n_bytes * 2;
-        x->buffer = malloc(x->capacity);
-        if (!x->buffer)
-            DIE(EXIT_CODE_MEMORY, NULL, "no memory for a message of %zu bytes", (size_t)head.n_bytes);
-    }
+    make_room(x, head.n_bytes);
     if (!read_all(x->fd[0], x->buffer, head.n_bytes, deadline))
         DIE(EXIT_CODE_PEER, "see its last lines",
             "rank 0 is gone: its control channel closed inside a message");

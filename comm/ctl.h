@@ -7,7 +7,9 @@
  *
  * Frame: u32 magic, u32 kind, u64 length, u32 crc32 of the payload, payload. A frame that does not fit the
  * magic, the limit or the sum is a DIE: the stream cannot be trusted any more. A stranger that connects is
- * dropped: the first bytes must be the job's random key, which only travelled over MPI. */
+ * dropped: the first bytes must be the job's random key, which only travelled over MPI. A follower that
+ * reached a stranger tries the next address: only rank 0 knows the answer to the key. TCP connections to a
+ * host that vanished silently break after about 15 s. IPv4 only. */
 #ifndef RETRO_COMM_CTL_H
 #define RETRO_COMM_CTL_H
 

@@ -14,10 +14,16 @@ struct comm_table {
 struct comm {
     const struct comm_table *table;
     int rank, size;
+    size_t reserved; /* elements of an all-reduce at most; 0 before comm_reserve */
+    /* On rank 0, (size) each: bytes of the ranks in a gather and where they go; a gather allocates nothing.
+     */
+    int *gather_n, *gather_at;
     char description[64];
     void *state; /* of the transport */
 };
 
+/* A group without a transport yet: a constructor must follow. comm_open does both; tests choose. */
+struct comm *comm_alloc(int rank, int size);
 /* Constructors; each fills table, description and state. */
 void self_open(struct comm *c);
 void mpi_open(struct comm *c, const struct comm_world *w);

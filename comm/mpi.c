@@ -67,24 +67,17 @@ void comm_world_abort(int exit_code)
 
 void mpi_gather(struct comm *c, const void *mine, size_t n_bytes, void *all, const size_t *counts)
 {
-    int *sizes = NULL, *starts = NULL;
     ASSERT(n_bytes <= INT_MAX);
-    if (c->rank == 0) {
-        size_t at = 0;
-        sizes = malloc((size_t)c->size * sizeof *sizes);
-        starts = malloc((size_t)c->size * sizeof *starts);
-        if (!sizes || !starts) DIE(EXIT_CODE_MEMORY, NULL, "no memory to gather from %d ranks", c->size);
-        for (int r = 0; r < c->size; r++) {
-            starts[r] = (int)at;
-            sizes[r] = (int)counts[r];
-            at += counts[r];
-            ASSERT(at <= INT_MAX);
-        }
+    size_t at = 0;
+    for (int r = 0; c->rank == 0 && r < c->size; r++) {
+        c->gather_at[r] = (int)at;
+        at += counts[r];
+        ASSERT(at <= INT_MAX);
+        c->gather_n[r] = (int)counts[r];
     }
-    mpi_check(MPI_Gatherv(mine, (int)n_bytes, MPI_BYTE, all, sizes, starts, MPI_BYTE, 0, MPI_COMM_WORLD),
+    mpi_check(MPI_Gatherv(mine, (int)n_bytes, MPI_BYTE, all, c->gather_n, c->gather_at, MPI_BYTE, 0,
+                          MPI_COMM_WORLD),
               "MPI_Gatherv");
-    free(sizes);
-    free(starts);
 }
 
 static void mpi_reserve(struct comm *c, size_t n_f32)
@@ -137,5 +130,6 @@ void mpi_open(struct comm *c, const struct comm_world *w)
     if (!c->state) DIE(EXIT_CODE_MEMORY, NULL, "no memory for a group of ranks");
     int leaders = w->node_rank == 0, hosts = 0;
     mpi_check(MPI_Allreduce(&leaders, &hosts, 1, MPI_INT, MPI_SUM, MPI_COMM_WORLD), "MPI_Allreduce");
-    snprintf(c->description, sizeof c->description, "%d ranks on %d hosts by MPI", c->size, hosts);
+    snprintf(c->description, sizeof c->description, "%d ranks on %d host%s by MPI", c->size, hosts,
+             hosts == 1 ? "" : "s");
 }
