@@ -117,8 +117,13 @@ void Worker::barrier_deadlock()
         Frame &f = w.frame();
         for (int q = 0; q < f.n; q++) {
             char line[160];
-            snprintf(line, sizeof line, "\n    warp %d lanes %08x wait at barrier %u for %u threads", k,
-                     f.frag[q].mask, f.frag[q].barrier, f.frag[q].expected);
+            const Fragment &g = f.frag[q];
+            if (g.state == Fragment::AtBarrier)
+                snprintf(line, sizeof line, "\n    warp %d lanes %08x wait at barrier %u for %s%.0u threads",
+                         k, g.mask, g.barrier, g.expected ? "" : "all", g.expected);
+            else
+                snprintf(line, sizeof line,
+                         "\n    warp %d lanes %08x wait at a .sync instruction for other lanes", k, g.mask);
             s += line;
             if (!at) at = &w, w.at = &f.func->code[f.frag[q].pc];
         }

@@ -44,15 +44,15 @@ double integral(double x, Round r)
 
 u64 write_float(double x, const Conversion &c)
 {
-    if (c.sat) x = x > 0 ? std::min(x, 1.0) : 0; // NaN becomes 0
-    if (c.relu) x = std::isnan(x) ? x : std::max(x, 0.0);
+    if (c.sat) x = x > 0 ? std::min(x, 1.0) : 0;      // NaN becomes 0
+    if (c.relu) x = std::isnan(x) || x > 0 ? x : 0.0; // -0 becomes +0
     switch (c.to) {
     case Ty::F16: return double_to_half(x, c.round, c.finite);
     case Ty::BF16: return double_to_bf16(x, c.round, c.finite);
     case Ty::F64: return bits_as<u64>(x);
     case Ty::TF32:
-        return bits_as<u32>(std::isnan(x) ? (float)x
-                                          : (float)round_to_format(x, 11, -126, 127, c.round, c.finite));
+        if (std::isnan(x)) return 0x7fffffff;
+        return bits_as<u32>((float)round_to_format(x, 11, -126, 127, c.round, c.finite));
     default: {
         float f =
             std::isnan(x) ? bits_as<float>(0x7fffffffu) : (float)round_to_format(x, 24, -126, 127, c.round);

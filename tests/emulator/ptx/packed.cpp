@@ -41,7 +41,7 @@ template <class F> u16 element(const Inst &i, u16 a, u16 b, u16 c)
     else if (i.sub == MUL) r = x * y;
     else r = fma_odd(x, y, F::read(c));
     if (i.imm & SAT) r = r > 0 ? std::min(r, 1.0) : 0;
-    if ((i.imm & RELU) && r < 0) r = 0;
+    if ((i.imm & RELU) && r <= 0) r = 0;
     u16 v = F::write(r);
     if ((i.imm & FLUSH) && !(v & 0x7c00)) v &= 0x8000;
     return v;
