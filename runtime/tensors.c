@@ -499,11 +499,19 @@ enum status tensors_require(const struct tensors *t, const char *name, int n_dim
     return STATUS_OK;
 }
 
-void tensors_advise(const void *data, size_t bytes, int wanted)
+void tensors_advise(const void *data, size_t bytes, enum tensors_advice advice)
 {
+    static const int flags[] = {
+        [TENSORS_SOON] = MADV_WILLNEED, [TENSORS_DONE] = MADV_DONTNEED, [TENSORS_PIECES] = MADV_RANDOM};
     uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), first = (uintptr_t)data, end = first + bytes;
-    first = (first + page - 1) / page * page;
-    end = end / page * page;
+    if (bytes == 0) return;
+    if (advice == TENSORS_DONE) { /* a page at the edge may belong to a neighbour too */
+        first = (first + page - 1) / page * page;
+        end = end / page * page;
+    } else {
+        first = first / page * page;
+        end = (end + page - 1) / page * page;
+    }
     /* Advice only: a refusal (a file system without read-ahead, say) changes nothing but speed. */
-    if (end > first) madvise((void *)first, end - first, wanted ? MADV_WILLNEED : MADV_DONTNEED);
+    if (end > first) madvise((void *)first, end - first, flags[advice]);
 }

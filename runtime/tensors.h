@@ -46,9 +46,10 @@ enum status tensors_require(const struct tensors *t, const char *name, int n_dim
                             const struct tensor **out, struct reason *why);
 /* Total bytes of all tensors. */
 int64_t tensors_total_bytes(const struct tensors *t);
-/* Tells the kernel that [data, data+bytes) is wanted soon / no longer wanted (madvise, page aligned inside).
- */
-void tensors_advise(const void *data, size_t bytes, int wanted);
+/* What the kernel should know of [data, data+bytes), as advice: it is read soon; it is not read again; of it
+ * only pieces are read, so do not read around them. */
+enum tensors_advice { TENSORS_SOON, TENSORS_DONE, TENSORS_PIECES };
+void tensors_advise(const void *data, size_t bytes, enum tensors_advice advice);
 
 /* One file's header, parsed and checked against `file_bytes`; the fuzz target. Adds to `t` made by
  * tensors_new(), or leaves it as it was. `map` stays the caller's and must outlive `t`. */

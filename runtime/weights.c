@@ -208,31 +208,55 @@ static float element(const struct tensor *t, size_t i)
     return t->dtype == DTYPE_BF16 ? dtype_f32_from_bf16(half) : dtype_f32_from_f16(half);
 }
 
-static enum status visit_load(struct visitor *v, const struct part *p)
+static void load_vector(struct visitor *v, const struct part *p, const struct tensor *t)
 {
-    if (!p->keep) return STATUS_OK;
-    const struct tensor *t = tensors_find(v->tensors, p->name);
-    if (!p->matrix) {
-        for (int i = 0; i < p->n_rows; i++) v->staging[i] = element(t, (size_t)(p->from_row + i));
-        v->op->upload(v->device, *p->vector + p->to_row, v->staging, (size_t)p->n_rows * sizeof(float));
-        v->op->sync(v->device); /* the staging buffer is used again at once */
-        v->done_bytes += part_bytes(p, t);
-        return STATUS_OK;
+    for (int i = 0; i < p->n_rows; i++) v->staging[i] = element(t, (size_t)(p->from_row + i));
+    v->op->upload(v->device, *p->vector + p->to_row, v->staging, (size_t)p->n_rows * sizeof(float));
+    v->op->sync(v->device); /* the staging buffer is used again at once */
+}
+
+/* Asks for the bytes of `n` rows, only those this rank keeps: a column shard is a piece of every row. */
+static void ask_for_rows(const struct part *p, const char *at, int n, size_t row_bytes, size_t size)
+{
+    if (p->n_cols == p->shape[1]) {
+        tensors_advise(at, (size_t)n * row_bytes, TENSORS_SOON);
+        return;
     }
-    size_t stride = (size_t)p->shape[1], size = dtype_bytes(t->dtype);
+    for (int i = 0; i < n; i++)
+        tensors_advise(at + (size_t)i * row_bytes, (size_t)p->n_cols * size, TENSORS_SOON);
+}
+
+/* About 16 MiB at a time: reading ahead of the next chunk overlaps with the copy of this one. */
+static void load_matrix(struct visitor *v, const struct part *p, const struct tensor *t)
+{
+    size_t stride = (size_t)p->shape[1], size = dtype_bytes(t->dtype), row_bytes = stride * size;
     const char *src = (const char *)t->data + ((size_t)p->from_row * stride + (size_t)p->from_col) * size;
-    /* About 16 MiB at a time: read-ahead of the next chunk overlaps with the copy of this one. */
-    int chunk = (int)((16u << 20) / (stride * size));
+    int chunk = (int)((16u << 20) / row_bytes);
     chunk = chunk < 64 ? 64 : chunk / 64 * 64;
-    for (int row = 0; row < p->n_rows; row += chunk) {
-        int n = p->n_rows - row < chunk ? p->n_rows - row : chunk;
-        const char *at = src + (size_t)row * stride * size;
-        if (row + n < p->n_rows) tensors_advise(at + (size_t)n * stride * size, (size_t)n * stride * size, 1);
+    if (p->n_cols < p->shape[1]) tensors_advise(t->data, t->bytes, TENSORS_PIECES);
+    for (int row = 0, n; row < p->n_rows; row += n) {
+        int left = p->n_rows - row;
+        n = left < chunk ? left : chunk;
+        const char *at = src + (size_t)row * row_bytes, *next = at + (size_t)n * row_bytes;
+        if (row == 0) ask_for_rows(p, at, n, row_bytes, size);
+        if (n < left) ask_for_rows(p, next, left - n < chunk ? left - n : chunk, row_bytes, size);
         v->op->matrix_put(v->device, p->matrix, p->to_row + row, n, at, t->dtype, stride);
         v->done_bytes += (int64_t)n * p->n_cols * (int64_t)size;
         tell_progress(v);
     }
-    tensors_advise(src, (size_t)p->n_rows * stride * size, 0);
+    tensors_advise(src, ((size_t)(p->n_rows - 1) * stride + (size_t)p->n_cols) * size, TENSORS_DONE);
+}
+
+static enum status visit_load(struct visitor *v, const struct part *p)
+{
+    if (!p->keep || p->n_rows == 0) return STATUS_OK;
+    const struct tensor *t = tensors_find(v->tensors, p->name);
+    if (p->matrix) {
+        load_matrix(v, p, t);
+    } else {
+        load_vector(v, p, t);
+        v->done_bytes += part_bytes(p, t);
+    }
     return STATUS_OK;
 }
 
