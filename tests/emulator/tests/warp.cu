@@ -52,7 +52,7 @@ __global__ void collectives(const u32 *in, u32 *out)
 static void test_collectives()
 {
     auto in = random_words(32);
-    Device<u32> di(in), out(32 * 20);
+    Device<u32> di(in), out(32 * 19);
     collectives<<<1, 32>>>(di.p, out.p);
     auto o = out.get();
     u32 ballot = 0, add = 0, max = 0, x = 0, or20 = 0;
