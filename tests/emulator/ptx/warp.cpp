@@ -234,9 +234,8 @@ bool Warp::collective(Frame &f, u32 pc, u32 mask, u32 active)
     return false;
 }
 
-void Warp::barrier(Frame &f, const Inst &i, u32 pc, u32 active)
+void Warp::barrier(const Inst &i, u32 pc, u32 active)
 {
-    (void)f;
     u32 *ids = slot<u32>(i.a);
     int first = lowest_lane(active);
     u32 barrier_id = ids[first], expected = i.b ? slot<u32>(i.b)[first] : 0;
@@ -293,6 +292,35 @@ void Warp::library_call(const Inst &i, u32 mask)
                   FAULT_ASSERT);
         }
     });
+}
+
+// Branch tables, returns, calls and barriers: false when the lanes simply go on behind the instruction.
+bool Warp::leaves_fragment(Frame &f, const Inst &i, u32 pc, u32 m, u32 mask)
+{
+    if (i.kind == Kind::Call && i.sub) {
+        library_call(i, m);
+        return false;
+    }
+    if (mask & ~m) f.add(pc + 1, mask & ~m);
+    if (i.kind == Kind::BranchTable) {
+        const u32 *index = slot<u32>(i.a);
+        auto &table = f.func->tables[i.target];
+        for (u32 todo = m; todo;) {
+            int l = lowest_lane(todo);
+            if (index[l] >= table.size()) fault(l, "branch table index out of range");
+            u32 same = 0;
+            each_lane(todo, [&](int q) { same |= (u32)(index[q] == index[l]) << q; });
+            f.add(table[index[l]], same);
+            todo &= ~same;
+        }
+    } else if (i.kind == Kind::Return || i.kind == Kind::Exit) {
+        if (i.kind == Kind::Exit || frames.size() == 1) leave(m);
+    } else if (i.kind == Kind::Call) {
+        push(f.func->callees[i.target], i, m, pc + 1);
+    } else {
+        barrier(i, pc, m);
+    }
+    return true;
 }
 
 Warp::Stop Warp::run()
@@ -358,40 +386,11 @@ Warp::Stop Warp::run()
                     break;
                 }
                 pc++;
-            } else if (i.kind == Kind::BranchTable) {
-                const u32 *index = slot<u32>(i.a);
-                auto &table = f->func->tables[i.target];
-                if (mask & ~m) f->add(pc + 1, mask & ~m);
-                for (u32 todo = m; todo;) {
-                    int l = lowest_lane(todo);
-                    if (index[l] >= table.size()) fault(l, "branch table index out of range");
-                    u32 same = 0;
-                    each_lane(todo, [&](int q) { same |= (u32)(index[q] == index[l]) << q; });
-                    f->add(table[index[l]], same);
-                    todo &= ~same;
-                }
+            } else if (leaves_fragment(*f, i, pc, m, mask)) {
                 mask = 0;
                 break;
-            } else if (i.kind == Kind::Return || i.kind == Kind::Exit) {
-                if (mask & ~m) f->add(pc + 1, mask & ~m);
-                if (i.kind == Kind::Exit || frames.size() == 1) leave(m);
-                mask = 0;
-                break;
-            } else if (i.kind == Kind::Call) {
-                if (i.sub) {
-                    library_call(i, m);
-                    pc++;
-                } else {
-                    if (mask & ~m) f->add(pc + 1, mask & ~m);
-                    push(f->func->callees[i.target], i, m, pc + 1);
-                    mask = 0;
-                    break;
-                }
             } else {
-                if (mask & ~m) f->add(pc + 1, mask & ~m);
-                barrier(*f, i, pc, m);
-                mask = 0;
-                break;
+                pc++;
             }
             if (pc >= limit) break;
         }

@@ -113,7 +113,8 @@ struct Warp {
     bool pop();
     void leave(u32 lanes);
     bool collective(Frame &f, u32 pc, u32 mask, u32 active);
-    void barrier(Frame &f, const Inst &i, u32 pc, u32 active);
+    bool leaves_fragment(Frame &f, const Inst &i, u32 pc, u32 m, u32 mask);
+    void barrier(const Inst &i, u32 pc, u32 active);
     void library_call(const Inst &i, u32 mask);
     void fill(const Func &f, u8 *at);
 };

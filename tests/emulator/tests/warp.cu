@@ -202,6 +202,7 @@ __global__ void barriers(u32 *out)
 static void test_barriers()
 {
     Device<u32> out(64 + 5 * 64);
+    CUDA(cudaMemset(out.p, 0, out.n * 4));
     barriers<<<1, dim3(8, 4, 4)>>>(out.p);
     auto o = out.get();
     CHECK(o[0] == 43 && o[1] == 1 && o[2] == 0);
