@@ -5,16 +5,19 @@
  * over the keys t of the split's pages that the row may see: for the new row all of S, for a revised row r
  * the pages with last_loaded < r; in both cases keys <= r and inside the sliding window of r.
  *
- * One task is one split of one kv head of one span (struct part). It goes through the split chunk by chunk:
- * keys are transposed into a tile once for all rows and heads of the group, then the weights of the chunk are
- * computed, then its values are read once. Rows that attend to nothing in a chunk are skipped there.
+ * Threads take splits (struct part) one by one and go through them chunk by chunk: keys are transposed into a
+ * tile once for all rows and heads of the group, then the weights of the chunk are computed, then its values
+ * are read once. Rows that attend to nothing in a chunk are skipped there. Pages lie far apart, so nothing
+ * but the program knows what comes next: beside each key and value the one at the same place of the next
+ * chunk is prefetched, and for that a thread takes its next split one ahead.
  *
  * Invariants:
  *  1. A row's part depends on its query, its own mask and the page list; not on other rows, threads or spans.
  *  2. Within a chunk, masked pages change no bit of a row's part: the maximum and the sums pass over them.
  *  3. Keys a row may not see are never multiplied: not later ones, not those left of its window. Slots that
- * hold nothing are not read at all. */
+ *     hold nothing are not read at all. */
 #include <math.h>
+#include <stdatomic.h>
 
 #include "kernels/cpu/attention.h"
 #include "kernels/cpu/cpu.h"
@@ -30,7 +33,8 @@ struct attend {
     const int32_t *pages, *count;
     const struct batch *b;
     const struct dims *m;
-    int n_tasks, splits; /* splits: most of any span */
+    int n_splits; /* most of any span */
+    _Atomic int next;
 };
 
 /* What a row does in a chunk. */
@@ -39,11 +43,23 @@ struct row_mask {
     int front, back; /* tokens of the first and the last of these that it may not see */
 };
 
+/* A chunk of a kv head's page list, and the attended heads [head,head+n_heads) of the group. */
 struct chunk {
+    const struct decode_span *span;
+    int kv_head, split, head, n_heads;
     int n_pages, n_tokens; /* n_tokens up to the new row's position */
+    bool first;            /* of its split */
     const int32_t *page;
-    const char *key[MAX_CHUNK + 16];
-    int32_t last_loaded[64];
+    const char *key[MAX_CHUNK]; /* rows of the cache; zero rows from n_tokens on */
+    int32_t *last_loaded[64];
+};
+
+/* Where a thread is: chunks [from,to) pages of `list`. */
+struct cursor {
+    const struct decode_span *span;
+    const int32_t *list;
+    int kv_head, split, head, n_heads, from, to;
+    bool first;
 };
 
 size_t cpu_attend_part_bytes(const struct dims *m)
@@ -58,7 +74,7 @@ static struct row_mask mask_row(const struct chunk *c, int r, bool is_new, int w
     int lo = first_visible(r, window);
     for (int j = 0; j < c->n_pages; j++) {
         int start = c->page[j] * P;
-        if (start > r || start + P <= lo || (!is_new && c->last_loaded[j] >= r)) continue;
+        if (start > r || start + P <= lo || (!is_new && *c->last_loaded[j] >= r)) continue;
         if (!mask.pages) mask.front = start < lo ? lo - start : 0;
         mask.back = start + P - 1 > r ? start + P - 1 - r : 0;
         mask.pages |= (uint64_t)1 << j;
@@ -82,37 +98,75 @@ static bool next_run(const struct row_mask *mask, int P, int *t0, int *t1)
     return true;
 }
 
-/* Rows of the cache, padded with zero rows to a multiple of 16; last_loaded where a revised row asks for it.
- */
-static void open_chunk(struct chunk *c, const struct attend *a, const struct decode_span *s, int kv_head)
+/* Takes splits until one has something to read; false when none is left. Splits go from the last to the
+ * first: the long ones come early. */
+static bool next_split(struct attend *a, struct cursor *at)
 {
     const struct dims *m = a->m;
-    const int32_t *blocks = span_blocks(a->b, m, s->slot);
+    int heads = a->b->n_decode * m->Kr, per_chunk = chunk_pages(m);
+    for (;;) {
+        int item = atomic_fetch_add_explicit(&a->next, 1, memory_order_relaxed);
+        if (item >= a->n_splits * heads) return false;
+        int list = item % heads, n_pages = a->count[list];
+        at->split = a->n_splits - 1 - item / heads;
+        at->span = &a->b->host_decode[list / m->Kr];
+        at->kv_head = list % m->Kr;
+        at->n_heads = attended_heads(m, at->kv_head, &at->head);
+        at->list = a->pages + (size_t)list * (size_t)(m->C / m->P);
+        at->from = split_first_chunk(at->split) * per_chunk;
+        at->to = at->from + split_chunks(at->split) * per_chunk;
+        if (at->to > n_pages) at->to = n_pages;
+        at->first = true;
+        if (at->from < at->to && at->n_heads > 0) return true;
+    }
+}
+
+/* The chunk at the cursor, which moves on; false at the end of all work. */
+static bool next_chunk(struct attend *a, struct cursor *at, struct chunk *c)
+{
+    const struct dims *m = a->m;
+    if (at->from >= at->to && !next_split(a, at)) return false;
+    c->span = at->span;
+    c->kv_head = at->kv_head;
+    c->split = at->split;
+    c->head = at->head;
+    c->n_heads = at->n_heads;
+    c->first = at->first;
+    c->page = at->list + at->from;
+    c->n_pages = at->to - at->from < chunk_pages(m) ? at->to - at->from : chunk_pages(m);
+    at->from += c->n_pages;
+    at->first = false;
+
+    const int32_t *blocks = span_blocks(a->b, m, c->span->slot);
     size_t row_bytes = (size_t)m->E * dtype_bytes(m->kv);
     c->n_tokens = 0;
     for (int j = 0; j < c->n_pages; j++) {
-        struct page_place at = page_place_of(a->kv, blocks, c->page[j], m);
-        const char *keys = page_keys(at, m, kv_head);
-        int filled = s->position - c->page[j] * m->P + 1;
+        struct page_place place = page_place_of(a->kv, blocks, c->page[j], m);
+        const char *keys = page_keys(place, m, c->kv_head);
+        int filled = c->span->position - c->page[j] * m->P + 1;
         if (filled > m->P) filled = m->P;
         for (int t = 0; t < filled; t++) c->key[j * m->P + t] = keys + (size_t)t * row_bytes;
         c->n_tokens = j * m->P + filled;
-        if (s->n_rows > 1) c->last_loaded[j] = *page_last_loaded(at, m, kv_head);
+        if (c->span->n_rows > 1) {
+            c->last_loaded[j] = page_last_loaded(place, m, c->kv_head);
+            __builtin_prefetch(c->last_loaded[j]);
+        }
     }
-    for (int t = c->n_tokens; t % 16; t++) c->key[t] = tile_zero_row;
+    for (int t = c->n_tokens; t < MAX_CHUNK; t++) c->key[t] = tile_zero_row;
+    return true;
 }
 
-/* Scores of one row in columns [first, first+n) of the tile, as far as its runs touch them in steps of 16. */
-static void score_row(const struct attend *a, float *s, const float *q, int n_q, const float *kt, int n_e,
-                      const struct row_mask *mask, int first, int n, bool add)
+/* Scores of one row with tokens [first,first+n) of the chunk, as far as its runs reach, in steps of 4. */
+static void score_row(const struct attend *a, const struct chunk *c, float *s, const float *q,
+                      const struct row_mask *mask, int first, int n, const char *const *next)
 {
     int t0, t1 = 0, done = first;
     while (next_run(mask, a->m->P, &t0, &t1)) {
-        int c0 = t0 / 16 * 16, c1 = (t1 + 15) / 16 * 16;
+        int c0 = t0 / 4 * 4, c1 = (t1 + 3) / 4 * 4;
         if (c0 < done) c0 = done;
         if (c1 > first + n) c1 = first + n;
         if (c0 >= c1) continue;
-        a->tile->scores(s + first, MAX_CHUNK, q, (size_t)a->m->E, n_q, kt, n_e, c0 - first, c1 - first, add);
+        a->tile->dots(s, MAX_CHUNK, q, (size_t)a->m->E, c->n_heads, c->key, next, c0, c1, a->m->E, a->m->kv);
         done = c1;
     }
 }
@@ -144,81 +198,73 @@ static void weigh_row(const struct attend *a, float *s, int n_q, const struct ro
     }
 }
 
-/* One chunk for some rows of the span, at most MAX_QUERIES queries of n_heads heads from `head` on. */
-static void attend_chunk(const struct attend *a, const struct decode_span *s, const struct chunk *c, int row0,
-                         int n_rows, int head, int n_heads, int split)
+/* Some rows of the chunk's span, at most MAX_QUERIES queries. `next`: rows to prefetch, or NULL. */
+static void attend_rows(const struct attend *a, const struct chunk *c, int row0, int n_rows,
+                        const char *const *next)
 {
     const struct dims *m = a->m;
-    float kt[TILE_DEPTH * TILE_COLS] __attribute__((aligned(64)));
+    const struct decode_span *s = c->span;
     float score[MAX_QUERIES * MAX_CHUNK] __attribute__((aligned(64)));
     struct row_mask mask[MAX_QUERIES];
-    size_t values = (size_t)m->B * (size_t)m->E * dtype_bytes(m->kv), element = dtype_bytes(m->kv);
-    uint64_t any = 0;
+    size_t element = dtype_bytes(m->kv), values = (size_t)m->B * (size_t)m->E * element;
+    size_t row_scores = (size_t)c->n_heads * MAX_CHUNK;
     for (int i = 0; i < n_rows; i++) {
         int r = s->position - s->n_rows + 1 + row0 + i;
         mask[i] = mask_row(c, r, r == s->position, a->kv->sliding_window, m->P);
-        any |= mask[i].pages;
     }
-    if (!any) return;
-    for (int first = 0; first < c->n_tokens; first += TILE_COLS) {
-        int n = c->n_tokens - first < TILE_COLS ? (c->n_tokens - first + 15) / 16 * 16 : TILE_COLS;
-        for (int e = 0; e < m->E; e += TILE_DEPTH) {
-            int n_e = m->E - e < TILE_DEPTH ? m->E - e : TILE_DEPTH;
-            a->tile->load_keys(kt, c->key + first, (size_t)e * element, n, n_e, m->kv);
-            for (int i = 0; i < n_rows; i++) {
-                if (!mask[i].pages) continue;
-                const float *q =
-                    a->q + ((size_t)(s->row0 + row0 + i) * (size_t)m->Qr + (size_t)head) * (size_t)m->E;
-                score_row(a, score + (size_t)i * (size_t)n_heads * MAX_CHUNK, q + e, n_heads, kt, n_e,
-                          &mask[i], first, n, e > 0);
-            }
+    /* A tile of keys serves all rows while it is in the first cache. The new row comes first: it walks over
+     * all tokens and prefetches. */
+    for (int first = 0; first < c->n_tokens; first += TILE_COLS)
+        for (int i = n_rows - 1; i >= 0; i--) {
+            size_t q = (size_t)(s->row0 + row0 + i) * (size_t)m->Qr + (size_t)c->head;
+            score_row(a, c, score + (size_t)i * row_scores, a->q + q * (size_t)m->E, &mask[i], first,
+                      TILE_COLS, i == n_rows - 1 ? next : NULL);
         }
-    }
-    for (int i = 0; i < n_rows; i++) {
+    for (int i = n_rows - 1; i >= 0; i--) {
         if (!mask[i].pages) continue;
-        size_t at = part_index(&a->part, m, s->row0 + row0 + i, split, head - m->head_off);
-        float *si = score + (size_t)i * (size_t)n_heads * MAX_CHUNK;
-        weigh_row(a, si, n_heads, &mask[i], c->n_tokens, a->part.out + at * (size_t)m->E,
-                  a->part.ml + 2 * at);
+        size_t at = part_index(&a->part, m, s->row0 + row0 + i, c->split, c->head - m->head_off);
+        float *si = score + (size_t)i * row_scores, *out = a->part.out + at * (size_t)m->E;
+        weigh_row(a, si, c->n_heads, &mask[i], c->n_tokens, out, a->part.ml + 2 * at);
         int t0, t1 = 0;
         while (next_run(&mask[i], m->P, &t0, &t1))
-            a->tile->values(a->part.out + at * (size_t)m->E, (size_t)m->E, si, MAX_CHUNK, n_heads, c->key,
-                            values, t0, t1, m->E, m->kv);
+            a->tile->values(out, (size_t)m->E, si, MAX_CHUNK, c->n_heads, c->key, values, next, t0, t1, m->E,
+                            m->kv);
+        next = NULL;
     }
 }
 
-/* Task: (span, kv head, split), the last splits first, which are the longest. */
-static void attend_task(void *arg, int task, int thread)
+static void clear_parts(const struct attend *a, const struct chunk *c)
 {
-    const struct attend *a = arg;
     const struct dims *m = a->m;
-    (void)thread;
-    int split = a->splits - 1 - task / (a->b->n_decode * m->Kr);
-    int span = task / m->Kr % a->b->n_decode, kv_head = task % m->Kr;
-    const struct decode_span *s = &a->b->host_decode[span];
-    int n_pages = a->count[span * m->Kr + kv_head], per_chunk = chunk_pages(m);
-    int from = split_first_chunk(split) * per_chunk, to = from + split_chunks(split) * per_chunk;
-    if (to > n_pages) to = n_pages;
-    int head, n_heads = attended_heads(m, kv_head, &head);
-    if (from >= n_pages || n_heads == 0) return;
-
-    for (int i = 0; i < s->n_rows; i++) {
-        size_t at = part_index(&a->part, m, s->row0 + i, split, head - m->head_off);
-        memset(a->part.out + at * (size_t)m->E, 0, (size_t)n_heads * (size_t)m->E * sizeof(float));
-        for (int h = 0; h < n_heads; h++) {
+    for (int i = 0; i < c->span->n_rows; i++) {
+        size_t at = part_index(&a->part, m, c->span->row0 + i, c->split, c->head - m->head_off);
+        memset(a->part.out + at * (size_t)m->E, 0, (size_t)c->n_heads * (size_t)m->E * sizeof(float));
+        for (int h = 0; h < c->n_heads; h++) {
             a->part.ml[2 * (at + (size_t)h)] = -INFINITY;
             a->part.ml[2 * (at + (size_t)h) + 1] = 0;
         }
     }
-    struct chunk c;
-    int group = MAX_QUERIES / n_heads;
-    for (; from < to; from += per_chunk) {
-        c.page = a->pages + (size_t)(span * m->Kr + kv_head) * (size_t)(m->C / m->P) + from;
-        c.n_pages = to - from < per_chunk ? to - from : per_chunk;
-        open_chunk(&c, a, s, kv_head);
-        for (int row = 0; row < s->n_rows; row += group)
-            attend_chunk(a, s, &c, row, s->n_rows - row < group ? s->n_rows - row : group, head, n_heads,
-                         split);
+}
+
+static void attend_task(void *arg, int task, int thread)
+{
+    struct attend *a = arg;
+    (void)task;
+    (void)thread;
+    struct chunk chunk[2], *c = &chunk[0], *next = &chunk[1];
+    struct cursor at = {0};
+    bool more, have = next_chunk(a, &at, c);
+    for (; have; have = more) {
+        more = next_chunk(a, &at, next);
+        if (c->first) clear_parts(a, c);
+        int n_rows = c->span->n_rows, group = MAX_QUERIES / c->n_heads;
+        for (int last = n_rows; last > 0; last -= group) {
+            int row = last > group ? last - group : 0;
+            attend_rows(a, c, row, last - row, more && last == n_rows ? next->key : NULL);
+        }
+        struct chunk *done = c;
+        c = next;
+        next = done;
     }
 }
 
@@ -230,14 +276,8 @@ void cpu_attend(struct device *d, void *part, const float *q, const struct kv_la
     if (b->n_decode == 0) return;
     int longest = 0;
     for (int i = 0; i < b->n_decode * m->Kr; i++) longest = count[i] > longest ? count[i] : longest;
-    struct attend a = {.tile = tile_of(cpu_isa_of(d)),
-                       .part = part_of(part, m),
-                       .q = q,
-                       .kv = kv,
-                       .pages = pages,
-                       .count = count,
-                       .b = b,
-                       .m = m,
-                       .splits = splits_of(longest, m)};
-    cpu_deal(d, attend_task, &a, a.splits * b->n_decode * m->Kr);
+    struct attend a = {
+        tile_of(cpu_isa_of(d)), part_of(part, m), q, kv, pages, count, b, m, splits_of(longest, m), 0};
+    int items = a.n_splits * b->n_decode * m->Kr, threads = cpu_threads(d);
+    cpu_parallel(d, attend_task, &a, threads < items ? threads : items);
 }

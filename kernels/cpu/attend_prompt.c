@@ -79,7 +79,7 @@ static void tile_scores(const struct prompt *a, struct block *k, int kv_head, in
         k->top[i] = top;
         k->sum[i] += a->tile->exp_sum(s, padded, top);
     }
-    a->tile->values(k->o + first * m->E, (size_t)m->E, score, TILE_COLS, n_q, value, 0, 0, n_cols, m->E,
+    a->tile->values(k->o + first * m->E, (size_t)m->E, score, TILE_COLS, n_q, value, 0, NULL, 0, n_cols, m->E,
                     DTYPE_F32);
 }
 

@@ -8,8 +8,9 @@
  * gather as well as large ones. Rows that must not be read point to tile_zero_row.
  *
  * Invariants of the primitives, which give the ops theirs:
- *  1. The score of a query and a row is one chain of multiply-adds over the elements in ascending order. It
- * depends on neither the column, nor the other queries, nor the number of columns asked for.
+ *  1. A product of a query and a row has one order of additions, given by the width alone: it depends on
+ * neither the column, nor the other queries, nor the number of columns asked for. dots() and scores() differ
+ * in that order.
  *  2. values() adds rows in ascending order to each output element, one chain. A row with weight 0 changes no
  * bit.
  *  3. exp_sum() sums each of four columns (index modulo 4) in ascending order: dropping columns of weight 0
@@ -32,6 +33,11 @@ enum {
 extern const char tile_zero_row[2 * TILE_MAX_E * sizeof(float)];
 
 struct tile {
+    /* s (n_q,s_stride): columns [c0,c1), multiples of 4, become the products of the `width` elements at
+     * q (n_q,q_stride) with those at row[c]. Prefetches `width` elements at ahead[c], where ahead is not
+     * NULL. */
+    void (*dots)(float *s, size_t s_stride, const float *q, size_t q_stride, int n_q, const char *const *row,
+                 const char *const *ahead, int c0, int c1, int width, enum dtype type);
     /* kt (n_e,TILE_COLS) f32 = the n_e elements at row[c] + byte_offset, c < n_cols (a multiple of 16; the
      * other columns are left alone). n_e is even and at most TILE_DEPTH. */
     void (*load_keys)(float *kt, const char *const *row, size_t byte_offset, int n_cols, int n_e,
@@ -44,9 +50,11 @@ struct tile {
     float (*scale_max)(float *s, int n, float scale);
     /* s (n) = e^(s - m), 0 where s is -inf; returns the sum. n is a multiple of 16, m is finite. */
     float (*exp_sum)(float *s, int n, float m);
-    /* o (n_q,E) += sum over rows t0 <= t < t1 of p[i][t] times the E values at row[t] + byte_offset. */
+    /* o (n_q,E) += sum over rows t0 <= t < t1 of p[i][t] times the E values at row[t] + byte_offset.
+     * Prefetches the same of the rows ahead[t], where ahead is not NULL. */
     void (*values)(float *o, size_t o_stride, const float *p, size_t p_stride, int n_q,
-                   const char *const *row, size_t byte_offset, int t0, int t1, int E, enum dtype type);
+                   const char *const *row, size_t byte_offset, const char *const *ahead, int t0, int t1,
+                   int E, enum dtype type);
     /* x (n) *= f */
     void (*scale)(float *x, int n, float f);
     /* x (n) = the n elements at `from`, and back with one rounding as runtime/base/dtype.h does it. */

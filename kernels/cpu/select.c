@@ -71,7 +71,7 @@ static void score_task(void *arg, int task, int thread)
     int from = task % a->stretches * SCORE_PAGES, to = from + SCORE_PAGES < c.n ? from + SCORE_PAGES : c.n;
     if (c.all || from >= to) return;
 
-    float w[TILE_MAX_G * 2 * TILE_MAX_E], kt[TILE_DEPTH * TILE_COLS] __attribute__((aligned(64)));
+    float w[TILE_MAX_G * 2 * TILE_MAX_E];
     const char *row[TILE_COLS];
     const float *q =
         a->q + ((size_t)(s->row0 + s->n_rows - 1) * (size_t)m->Qr + (size_t)(kv_head * m->G)) * (size_t)E;
@@ -86,12 +86,8 @@ static void score_task(void *arg, int task, int thread)
             row[j] = p.block + kv_summary_offset(m, kv_head, p.page);
         }
         for (int j = n; j < cols; j++) row[j] = tile_zero_row;
-        for (int e = 0; e < 2 * E; e += TILE_DEPTH) {
-            int n_e = 2 * E - e < TILE_DEPTH ? 2 * E - e : TILE_DEPTH;
-            a->tile->load_keys(kt, row, (size_t)e * dtype_bytes(type), cols, n_e, type);
-            a->tile->scores(score + first, score_stride(m), w + e, (size_t)(2 * E), m->G, kt, n_e, 0, cols,
-                            e > 0);
-        }
+        a->tile->dots(score + first, score_stride(m), w, (size_t)(2 * E), m->G, row, NULL, 0, cols, 2 * E,
+                      type);
     }
 }
 

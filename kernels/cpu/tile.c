@@ -21,6 +21,21 @@ static inline float element(const char *p, int i, enum dtype type)
     return type == DTYPE_BF16 ? dtype_f32_from_bf16(h) : dtype_f32_from_f16(h);
 }
 
+static void dots(float *s, size_t s_stride, const float *q, size_t q_stride, int n_q, const char *const *row,
+                 const char *const *ahead, int c0, int c1, int width, enum dtype type)
+{
+    (void)ahead; /* a hint */
+    for (int c = c0; c < c1; c++) {
+        float k[2 * TILE_MAX_E];
+        for (int e = 0; e < width; e++) k[e] = element(row[c], e, type);
+        for (int i = 0; i < n_q; i++) {
+            float sum = 0;
+            for (int e = 0; e < width; e++) sum += q[(size_t)i * q_stride + (size_t)e] * k[e];
+            s[(size_t)i * s_stride + (size_t)c] = sum;
+        }
+    }
+}
+
 static void load_keys(float *kt, const char *const *row, size_t byte_offset, int n_cols, int n_e,
                       enum dtype type)
 {
@@ -63,8 +78,10 @@ static float exp_sum(float *s, int n, float m)
 }
 
 static void values(float *o, size_t o_stride, const float *p, size_t p_stride, int n_q,
-                   const char *const *row, size_t byte_offset, int t0, int t1, int E, enum dtype type)
+                   const char *const *row, size_t byte_offset, const char *const *ahead, int t0, int t1,
+                   int E, enum dtype type)
 {
+    (void)ahead;
     for (int t = t0; t < t1; t++) {
         float v[TILE_MAX_E];
         for (int e = 0; e < E; e++) v[e] = element(row[t] + byte_offset, e, type);
@@ -101,8 +118,8 @@ static int count_at_least(const int32_t *key, int n, int32_t limit)
     return count;
 }
 
-const struct tile tile_portable = {load_keys, scores, scale_max, exp_sum,       values,
-                                   scale,     widen,  narrow,    count_at_least};
+const struct tile tile_portable = {dots,   load_keys, scores, scale_max, exp_sum,
+                                   values, scale,     widen,  narrow,    count_at_least};
 
 const struct tile *tile_of(enum cpu_isa isa)
 {

@@ -8,6 +8,8 @@
 #define LANES 8
 #define BLOCK 2
 #define BLOCK_Q 6
+#define DOT_Q 3
+#define PREFETCH _MM_HINT_T2 /* a chunk ahead is more than the first cache holds */
 #define vec_zero _mm256_setzero_ps
 #define vec_set1 _mm256_set1_ps
 #define vec_load _mm256_loadu_ps
@@ -101,6 +103,53 @@ static inline __m128 vec_sum4(__m128 sum, vec v)
     return _mm_add_ps(_mm_add_ps(sum, _mm256_castps256_ps128(v)), _mm256_extractf128_ps(v, 1));
 }
 
+/* Elements 0, 2, 4, ... and 1, 3, 5, ... of the 2 * LANES at p; of other types than bf16 the first and the
+ * second half. The _n forms take n < 2 * LANES and zeros. */
+static inline __m256i pairs_at(const char *p) { return _mm256_loadu_si256((const __m256i *)(const void *)p); }
+static inline vec even_of(__m256i pairs) { return _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16)); }
+static inline vec odd_of(__m256i pairs)
+{
+    return _mm256_castsi256_ps(_mm256_and_si256(pairs, _mm256_set1_epi32((int)0xffff0000u)));
+}
+static inline vec vec_even(const char *p, enum dtype type)
+{
+    return type == DTYPE_BF16 ? even_of(pairs_at(p)) : vec_widen(p, type);
+}
+static inline vec vec_odd(const char *p, enum dtype type)
+{
+    return type == DTYPE_BF16 ? odd_of(pairs_at(p))
+                              : vec_widen(p + LANES * (type == DTYPE_F32 ? 4 : 2), type);
+}
+static inline vec vec_even_n(const char *p, int n, enum dtype type)
+{
+    char whole[2 * LANES * 4] = {0};
+    memcpy(whole, p, (size_t)n * dtype_bytes(type));
+    return vec_even(whole, type);
+}
+static inline vec vec_odd_n(const char *p, int n, enum dtype type)
+{
+    char whole[2 * LANES * 4] = {0};
+    memcpy(whole, p, (size_t)n * dtype_bytes(type));
+    return vec_odd(whole, type);
+}
+/* Lanes of a then b, the even ones and the odd ones. */
+static inline vec in_order(vec x)
+{
+    return _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(x), 0xd8));
+}
+static inline vec vec_evens(vec a, vec b) { return in_order(_mm256_shuffle_ps(a, b, 0x88)); }
+static inline vec vec_odds(vec a, vec b) { return in_order(_mm256_shuffle_ps(a, b, 0xdd)); }
+
+/* The sums of the lanes of four vectors. */
+static inline __m128 vec_reduce4(vec a, vec b, vec c, vec d)
+{
+    vec ab = _mm256_add_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
+    vec cd = _mm256_add_ps(_mm256_unpacklo_ps(c, d), _mm256_unpackhi_ps(c, d));
+    vec x = _mm256_add_ps(_mm256_castpd_ps(_mm256_unpacklo_pd(_mm256_castps_pd(ab), _mm256_castps_pd(cd))),
+                          _mm256_castpd_ps(_mm256_unpackhi_pd(_mm256_castps_pd(ab), _mm256_castps_pd(cd))));
+    return _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+}
+
 /* 8 x 8 words of 32 bits, rows to columns. */
 static inline __attribute__((always_inline)) void transpose(__m256i x[8])
 {
@@ -185,5 +234,5 @@ static int count_at_least(const int32_t *key, int n, int32_t limit)
 
 #include "kernels/cpu/tile_simd.h"
 
-const struct tile tile_avx2 = {load_keys, scores, scale_max, exp_sum,       values,
-                               scale,     widen,  narrow,    count_at_least};
+const struct tile tile_avx2 = {dots,   load_keys, scores, scale_max, exp_sum,
+                               values, scale,     widen,  narrow,    count_at_least};

@@ -11,6 +11,8 @@
 #define LANES 16
 #define BLOCK 4
 #define BLOCK_Q 6
+#define DOT_Q 6
+#define PREFETCH _MM_HINT_T2 /* a chunk ahead is more than the first cache holds */
 #define vec_zero _mm512_setzero_ps
 #define vec_set1 _mm512_set1_ps
 #define vec_load _mm512_loadu_ps
@@ -90,6 +92,55 @@ static inline __m128 vec_sum4(__m128 sum, vec v)
     sum = _mm_add_ps(sum, _mm512_extractf32x4_ps(v, 1));
     sum = _mm_add_ps(sum, _mm512_extractf32x4_ps(v, 2));
     return _mm_add_ps(sum, _mm512_extractf32x4_ps(v, 3));
+}
+
+/* Elements 0, 2, 4, ... and 1, 3, 5, ... of the 2 * LANES at p; of other types than bf16 the first and the
+ * second half. The _n forms take n < 2 * LANES and zeros. */
+static inline vec even_of(__m512i pairs) { return _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16)); }
+static inline vec odd_of(__m512i pairs)
+{
+    return _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32((int)0xffff0000u)));
+}
+static inline vec vec_even(const char *p, enum dtype type)
+{
+    return type == DTYPE_BF16 ? even_of(_mm512_loadu_si512(p)) : vec_widen(p, type);
+}
+static inline vec vec_odd(const char *p, enum dtype type)
+{
+    if (type == DTYPE_BF16) return odd_of(_mm512_loadu_si512(p));
+    return vec_widen(p + LANES * (type == DTYPE_F32 ? 4 : 2), type);
+}
+static inline vec vec_even_n(const char *p, int n, enum dtype type)
+{
+    if (type == DTYPE_BF16) return even_of(_mm512_maskz_loadu_epi16((1u << n) - 1, p));
+    return vec_widen_n(p, n < LANES ? n : LANES, type);
+}
+static inline vec vec_odd_n(const char *p, int n, enum dtype type)
+{
+    if (type == DTYPE_BF16) return odd_of(_mm512_maskz_loadu_epi16((1u << n) - 1, p));
+    return vec_widen_n(p + LANES * (type == DTYPE_F32 ? 4 : 2), n > LANES ? n - LANES : 0, type);
+}
+/* Lanes of a then b, the even ones and the odd ones. */
+static inline vec vec_evens(vec a, vec b)
+{
+    const __m512i at = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    return _mm512_permutex2var_ps(a, at, b);
+}
+static inline vec vec_odds(vec a, vec b)
+{
+    const __m512i at = _mm512_setr_epi32(1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+    return _mm512_permutex2var_ps(a, at, b);
+}
+
+/* The sums of the lanes of four vectors. */
+static inline __m128 vec_reduce4(vec a, vec b, vec c, vec d)
+{
+    vec ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+    vec cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+    vec x = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd))),
+                          _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd))));
+    __m256 y = _mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1));
+    return _mm_add_ps(_mm256_castps256_ps128(y), _mm256_extractf128_ps(y, 1));
 }
 
 /* 16 x 16 words of 32 bits, rows to columns. */
@@ -175,5 +226,5 @@ static int count_at_least(const int32_t *key, int n, int32_t limit)
 
 #include "kernels/cpu/tile_simd.h"
 
-const struct tile tile_avx512 = {load_keys, scores, scale_max, exp_sum,       values,
-                                 scale,     widen,  narrow,    count_at_least};
+const struct tile tile_avx512 = {dots,   load_keys, scores, scale_max, exp_sum,
+                                 values, scale,     widen,  narrow,    count_at_least};

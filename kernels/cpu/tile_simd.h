@@ -8,11 +8,112 @@
  * vec_widen_n(p, n, type)  LANES elements of a type as f32 vec_narrow(p, v, type) LANES elements, rounded as
  * dtype.h does it vec_exp(v)          e^v for v <= 0 or so; 0 below -87; error within 2 units in the last
  * place vec_sum4(sum, v)    adds the lanes of v to the four of sum, lane modulo 4, in ascending order
- *   load_keys, count_at_least
+ *   load_keys, count_at_least, PREFETCH (a hint)
  *
  * What the compiler must see as constants (how many accumulators live in registers) are arguments of
  * always-inlined functions. */
 #define INLINE static inline __attribute__((always_inline))
+
+/* Products of NQ queries with four rows: sums per lane, then over the lanes. q: blocks of 2 * LANES elements
+ * as vec_even and vec_odd take them from a row, zeros behind the last. */
+INLINE void dots_block(float *s, size_t s_stride, const float *q, size_t q_stride, const char *const *row,
+                       int width, const enum dtype type, const int NQ)
+{
+    vec a[DOT_Q][4];
+    size_t step = 2 * LANES * (type == DTYPE_F32 ? 4 : 2);
+#pragma GCC unroll 8
+    for (int i = 0; i < NQ; i++)
+#pragma GCC unroll 4
+        for (int r = 0; r < 4; r++) a[i][r] = vec_zero();
+    const char *k[4] = {row[0], row[1], row[2], row[3]};
+    size_t at = 0;
+    for (; width > 0; width -= 2 * LANES, at += step, q += 2 * LANES) {
+        vec x[4];
+        bool whole = width >= 2 * LANES;
+#pragma GCC unroll 4
+        for (int r = 0; r < 4; r++)
+            x[r] = whole ? vec_even(k[r] + at, type) : vec_even_n(k[r] + at, width, type);
+#pragma GCC unroll 8
+        for (int i = 0; i < NQ; i++) {
+            vec w = vec_load(q + (size_t)i * q_stride);
+#pragma GCC unroll 4
+            for (int r = 0; r < 4; r++) a[i][r] = vec_fma(w, x[r], a[i][r]);
+        }
+#pragma GCC unroll 4
+        for (int r = 0; r < 4; r++)
+            x[r] = whole ? vec_odd(k[r] + at, type) : vec_odd_n(k[r] + at, width, type);
+#pragma GCC unroll 8
+        for (int i = 0; i < NQ; i++) {
+            vec w = vec_load(q + (size_t)i * q_stride + LANES);
+#pragma GCC unroll 4
+            for (int r = 0; r < 4; r++) a[i][r] = vec_fma(w, x[r], a[i][r]);
+        }
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < NQ; i++)
+        _mm_storeu_ps(s + (size_t)i * s_stride, vec_reduce4(a[i][0], a[i][1], a[i][2], a[i][3]));
+}
+
+INLINE void dots_queries(float *s, size_t s_stride, const float *q, size_t q_stride, const char *const *row,
+                         const char *const *ahead, int c0, int c1, int width, const enum dtype type,
+                         const int NQ)
+{
+    size_t bytes = (size_t)width * (type == DTYPE_F32 ? 4 : 2);
+    for (int c = c0; c < c1; c += 4) {
+        if (ahead)
+            for (int r = 0; r < 4; r++)
+                for (size_t line = 0; line < bytes; line += 64) _mm_prefetch(ahead[c + r] + line, PREFETCH);
+        dots_block(s + c, s_stride, q, q_stride, row + c, width, type, NQ);
+    }
+}
+
+INLINE void dots_type(float *s, size_t s_stride, const float *q, size_t q_stride, int n_q,
+                      const char *const *row, const char *const *ahead, int c0, int c1, int width,
+                      const enum dtype type)
+{
+    float x[DOT_Q * 2 * TILE_MAX_E] __attribute__((aligned(64)));
+    int blocks = (width + 2 * LANES - 1) / (2 * LANES);
+    size_t stride = (size_t)blocks * 2 * LANES;
+    while (n_q > 0) {
+        int n = (n_q + DOT_Q - 1) / DOT_Q;
+        n = (n_q + n - 1) / n;
+        for (int i = 0; i < n; i++)
+            for (int e = 0; e < width; e += 2 * LANES) {
+                const float *from = q + (size_t)i * q_stride + e;
+                float *to = x + (size_t)i * stride + e;
+                int left = width - e;
+                vec lo = left >= LANES ? vec_load(from) : vec_load_n(from, left);
+                vec hi = left >= 2 * LANES ? vec_load(from + LANES)
+                         : left > LANES    ? vec_load_n(from + LANES, left - LANES)
+                                           : vec_zero();
+                vec_store(to, type == DTYPE_BF16 ? vec_evens(lo, hi) : lo);
+                vec_store(to + LANES, type == DTYPE_BF16 ? vec_odds(lo, hi) : hi);
+            }
+        switch (n) {
+        case 1: dots_queries(s, s_stride, x, stride, row, ahead, c0, c1, width, type, 1); break;
+        case 2: dots_queries(s, s_stride, x, stride, row, ahead, c0, c1, width, type, 2); break;
+        case 3: dots_queries(s, s_stride, x, stride, row, ahead, c0, c1, width, type, 3); break;
+#if DOT_Q > 3
+        case 4: dots_queries(s, s_stride, x, stride, row, ahead, c0, c1, width, type, 4); break;
+        case 5: dots_queries(s, s_stride, x, stride, row, ahead, c0, c1, width, type, 5); break;
+        case 6: dots_queries(s, s_stride, x, stride, row, ahead, c0, c1, width, type, 6); break;
+#endif
+        }
+        s += (size_t)n * s_stride;
+        q += (size_t)n * q_stride;
+        n_q -= n;
+        ahead = NULL; /* once is enough */
+    }
+}
+
+static void dots(float *s, size_t s_stride, const float *q, size_t q_stride, int n_q, const char *const *row,
+                 const char *const *ahead, int c0, int c1, int width, enum dtype type)
+{
+    if (type == DTYPE_F32) dots_type(s, s_stride, q, q_stride, n_q, row, ahead, c0, c1, width, DTYPE_F32);
+    else if (type == DTYPE_BF16)
+        dots_type(s, s_stride, q, q_stride, n_q, row, ahead, c0, c1, width, DTYPE_BF16);
+    else dots_type(s, s_stride, q, q_stride, n_q, row, ahead, c0, c1, width, DTYPE_F16);
+}
 
 /* Scores of NQ queries with NV vectors of columns. One chain per accumulator: NQ * NV of them hide the
  * latency. */
@@ -104,8 +205,8 @@ static float exp_sum(float *s, int n, float m)
 
 /* NQ outputs of NV vectors from element e on; the last vector has `tail` elements. */
 INLINE void values_block(float *o, size_t o_stride, const float *p, size_t p_stride, const char *const *row,
-                         size_t byte_offset, int t0, int t1, int tail, enum dtype type, const int NQ,
-                         const int NV)
+                         size_t byte_offset, const char *const *ahead, int t0, int t1, int tail,
+                         enum dtype type, const int NQ, const int NV)
 {
     vec a[BLOCK_Q][BLOCK];
     bool whole = tail == LANES;
@@ -119,6 +220,10 @@ INLINE void values_block(float *o, size_t o_stride, const float *p, size_t p_str
     size_t step = (size_t)LANES * (type == DTYPE_F32 ? 4 : 2);
     for (int t = t0; t < t1; t++) {
         const char *r = row[t] + byte_offset;
+        if (ahead)
+#pragma GCC unroll 4
+            for (size_t line = 0; line < NV * step; line += 64)
+                _mm_prefetch(ahead[t] + byte_offset + line, PREFETCH);
         vec x[BLOCK];
 #pragma GCC unroll 4
         for (int v = 0; v < NV; v++)
@@ -142,48 +247,52 @@ INLINE void values_block(float *o, size_t o_stride, const float *p, size_t p_str
 }
 
 INLINE void values_queries(float *o, size_t o_stride, const float *p, size_t p_stride, const char *const *row,
-                           size_t byte_offset, int t0, int t1, int E, enum dtype type, const int NQ)
+                           size_t byte_offset, const char *const *ahead, int t0, int t1, int E,
+                           enum dtype type, const int NQ)
 {
     size_t bytes = type == DTYPE_F32 ? 4 : 2;
     int e = 0;
     for (; e + BLOCK * LANES <= E; e += BLOCK * LANES)
-        values_block(o + e, o_stride, p, p_stride, row, byte_offset + (size_t)e * bytes, t0, t1, LANES, type,
-                     NQ, BLOCK);
+        values_block(o + e, o_stride, p, p_stride, row, byte_offset + (size_t)e * bytes, ahead, t0, t1, LANES,
+                     type, NQ, BLOCK);
     for (; e + LANES <= E; e += LANES)
-        values_block(o + e, o_stride, p, p_stride, row, byte_offset + (size_t)e * bytes, t0, t1, LANES, type,
-                     NQ, 1);
+        values_block(o + e, o_stride, p, p_stride, row, byte_offset + (size_t)e * bytes, ahead, t0, t1, LANES,
+                     type, NQ, 1);
     if (e < E)
-        values_block(o + e, o_stride, p, p_stride, row, byte_offset + (size_t)e * bytes, t0, t1, E - e, type,
-                     NQ, 1);
+        values_block(o + e, o_stride, p, p_stride, row, byte_offset + (size_t)e * bytes, ahead, t0, t1, E - e,
+                     type, NQ, 1);
 }
 
 INLINE void values_type(float *o, size_t o_stride, const float *p, size_t p_stride, int n_q,
-                        const char *const *row, size_t byte_offset, int t0, int t1, int E,
-                        const enum dtype type)
+                        const char *const *row, size_t byte_offset, const char *const *ahead, int t0, int t1,
+                        int E, const enum dtype type)
 {
     while (n_q > 0) {
         int n = block_height(n_q);
         switch (n) {
-        case 1: values_queries(o, o_stride, p, p_stride, row, byte_offset, t0, t1, E, type, 1); break;
-        case 2: values_queries(o, o_stride, p, p_stride, row, byte_offset, t0, t1, E, type, 2); break;
-        case 3: values_queries(o, o_stride, p, p_stride, row, byte_offset, t0, t1, E, type, 3); break;
-        case 4: values_queries(o, o_stride, p, p_stride, row, byte_offset, t0, t1, E, type, 4); break;
-        case 5: values_queries(o, o_stride, p, p_stride, row, byte_offset, t0, t1, E, type, 5); break;
-        default: values_queries(o, o_stride, p, p_stride, row, byte_offset, t0, t1, E, type, 6); break;
+        case 1: values_queries(o, o_stride, p, p_stride, row, byte_offset, ahead, t0, t1, E, type, 1); break;
+        case 2: values_queries(o, o_stride, p, p_stride, row, byte_offset, ahead, t0, t1, E, type, 2); break;
+        case 3: values_queries(o, o_stride, p, p_stride, row, byte_offset, ahead, t0, t1, E, type, 3); break;
+        case 4: values_queries(o, o_stride, p, p_stride, row, byte_offset, ahead, t0, t1, E, type, 4); break;
+        case 5: values_queries(o, o_stride, p, p_stride, row, byte_offset, ahead, t0, t1, E, type, 5); break;
+        default: values_queries(o, o_stride, p, p_stride, row, byte_offset, ahead, t0, t1, E, type, 6); break;
         }
         o += (size_t)n * o_stride;
         p += (size_t)n * p_stride;
+        ahead = NULL; /* once is enough */
         n_q -= n;
     }
 }
 
 static void values(float *o, size_t o_stride, const float *p, size_t p_stride, int n_q,
-                   const char *const *row, size_t byte_offset, int t0, int t1, int E, enum dtype type)
+                   const char *const *row, size_t byte_offset, const char *const *ahead, int t0, int t1,
+                   int E, enum dtype type)
 {
-    if (type == DTYPE_F32) values_type(o, o_stride, p, p_stride, n_q, row, byte_offset, t0, t1, E, DTYPE_F32);
+    if (type == DTYPE_F32)
+        values_type(o, o_stride, p, p_stride, n_q, row, byte_offset, ahead, t0, t1, E, DTYPE_F32);
     else if (type == DTYPE_BF16)
-        values_type(o, o_stride, p, p_stride, n_q, row, byte_offset, t0, t1, E, DTYPE_BF16);
-    else values_type(o, o_stride, p, p_stride, n_q, row, byte_offset, t0, t1, E, DTYPE_F16);
+        values_type(o, o_stride, p, p_stride, n_q, row, byte_offset, ahead, t0, t1, E, DTYPE_BF16);
+    else values_type(o, o_stride, p, p_stride, n_q, row, byte_offset, ahead, t0, t1, E, DTYPE_F16);
 }
 
 static void scale(float *x, int n, float f)

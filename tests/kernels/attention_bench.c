@@ -1,10 +1,10 @@
 /* attention_bench.c - how near attend and select come to a streaming read, and how fast prompts are attended
  * to.
  *
- * The cache has as many layers as make it larger than any processor cache, filled with random keys and
- * values; one round runs an op once for each layer, as a decode step does. GB/s count the bytes of keys and
- * values (attend) or page summaries (select) that the op must read; the streaming read sums the same memory
- * with the same threads. Medians. */
+ * The cache has as many layers as make it larger than any processor cache (400 MB, or the third argument),
+ * filled with random keys and values; one round runs an op once for each layer, as a decode step does. GB/s
+ * count the bytes of keys and values (attend) or page summaries (select) that the op must read; the streaming
+ * read sums the same memory with the same threads. Medians. */
 #include "attention_bench.h"
 
 #include <math.h>
@@ -16,6 +16,8 @@
 #include "runtime/base/die.h"
 
 enum { ROUNDS = 9, MAX_STREAM_TASKS = 64 };
+
+static double cache_bytes = 4e8;
 
 struct shape {
     const char *name;
@@ -126,7 +128,7 @@ static void open_bench(struct bench *k, const struct shape *s, int context, int 
                        .summary = SUMMARY_BF16,
                        .kv_owner = true};
     size_t token = (size_t)(4 * s->E * s->Kr);
-    m->L = (int)(400000000 / (token * (size_t)context));
+    m->L = (int)(cache_bytes / (double)(token * (size_t)context));
     if (m->L < 1) m->L = 1;
     m->attention_scale = 1 / sqrtf((float)s->E);
     kernels_layout(m);
@@ -236,6 +238,7 @@ int attention_bench(int argc, char **argv)
                                           {"8B (E 128, 8 kv heads, G 4)", 128, 4, 8}};
     int threads = argc > 0 ? atoi(argv[0]) : 0;
     enum cpu_isa isa = argc > 1 ? (enum cpu_isa)atoi(argv[1]) : CPU_ISA_AUTO;
+    if (argc > 2) cache_bytes = 1e6 * atof(argv[2]);
     for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++)
         for (int context = 8192; context <= 32768; context *= 4) {
             for (int P = 16; P >= 4; P /= 4) {
