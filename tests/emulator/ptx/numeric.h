@@ -12,15 +12,22 @@ enum class Round : u8 { Nearest, Zero, Down, Up, Away }; // rn, rz, rm, rp, rna
 // when the mode rounds towards it or 'saturate' is set.
 double round_to_format(double v, int digits, int emin, int emax, Round mode, bool saturate = false);
 
+// clang 14 has no _Float16 on x86 before AVX512-FP16; its storage type converts through F16C just as well
+#if defined(__clang__) && defined(__x86_64__)
+using half_storage = __fp16;
+#else
+using half_storage = _Float16;
+#endif
+
 inline float half_to_float(u16 h)
 {
-    _Float16 x;
+    half_storage x;
     memcpy(&x, &h, 2);
     return (float)x;
 }
 inline u16 float_to_half_nearest(float f)
 {
-    _Float16 x = (_Float16)f;
+    half_storage x = (half_storage)f;
     u16 u;
     memcpy(&u, &x, 2);
     return u;
