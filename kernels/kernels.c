@@ -21,14 +21,16 @@ void kernels_layout(struct dims *m)
     m->slot_bytes = (size_t)m->L * m->slot_layer_bytes;
 }
 
-enum status device_open(struct device **out, enum device_kind kind, const struct device_options *o, struct reason *why)
+enum status device_open(struct device **out, enum device_kind kind, const struct device_options *o,
+                        struct reason *why)
 {
     if (kind == DEVICE_CPU) return cpu_device_open(out, o, why);
 #ifdef RETRO_HAVE_CUDA
     return cuda_device_open(out, o, why);
 #else
-    return status_fail(why, STATUS_BAD_OPTION, "--device cuda: this program was built without CUDA: use --device cpu, "
-                                               "or build with -DRETRO_CUDA=ON where nvcc is installed");
+    return status_fail(why, STATUS_BAD_OPTION,
+                       "--device cuda: this program was built without CUDA: use --device cpu, "
+                       "or build with -DRETRO_CUDA=ON where nvcc is installed");
 #endif
 }
 

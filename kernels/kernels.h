@@ -1,32 +1,32 @@
 /* kernels.h - the table of ops: everything that must look inside a tensor. It exists twice, cpu/ and cuda/.
  *
- * One forward pass (runtime/model.c) calls these in order; it never knows which device runs. Pointers named below are
- * device memory unless a comment says host. Ops and transfers are issued in order on the device's one stream; they
- * return void, because a kernel that cannot run is a DIE and wrong arguments are an ASSERT.
+ * One forward pass (runtime/model.c) calls these in order; it never knows which device runs. Pointers named
+ * below are device memory unless a comment says host. Ops and transfers are issued in order on the device's
+ * one stream; they return void, because a kernel that cannot run is a DIE and wrong arguments are an ASSERT.
  *
  * Dimension letters, the same everywhere (r: this tensor-parallel rank's share):
- *   T rows of the step       D hidden size            E head width            G query heads per kv head (H / K)
- *   Kr kv heads held         Qr = Kr*G heads scored   Hr query heads attended (Hr = Qr unless kv heads are replicated)
- *   Fr MLP columns           Vr vocabulary rows       P tokens per page       B tokens per block, a multiple of P
- *   W largest window         C most tokens of a sequence (a multiple of B)
+ *   T rows of the step       D hidden size            E head width            G query heads per kv head (H /
+ * K) Kr kv heads held         Qr = Kr*G heads scored   Hr query heads attended (Hr = Qr unless kv heads are
+ * replicated) Fr MLP columns           Vr vocabulary rows       P tokens per page       B tokens per block, a
+ * multiple of P W largest window         C most tokens of a sequence (a multiple of B)
  *
  * Invariants every implementation keeps, each a test:
- *  1. Batch invariance: what an op computes for one row depends on that row and the state it reads, to the bit; never
- *     on the number of rows, their order, the number of threads or the other sequences of the step.
+ *  1. Batch invariance: what an op computes for one row depends on that row and the state it reads, to the
+ * bit; never on the number of rows, their order, the number of threads or the other sequences of the step.
  *  2. Sums over the hidden size and over keys are f32 (or better), in a fixed order.
- *  3. A page list is ascending; equal scores prefer the lower page. Reading all pages by list or without gives the
- *     same bits, so budget 1 is dense attention exactly.
+ *  3. A page list is ascending; equal scores prefer the lower page. Reading all pages by list or without
+ * gives the same bits, so budget 1 is dense attention exactly.
  *  4. Nothing allocates after device_open and the first step; scratch is carved by the caller.
  *  5. No op writes outside the shapes given here (canaries in the tests).
  *
- * Memory layout of the paged cache. A *block record* holds B tokens of all layers, contiguous, so that one copy moves
- * it; inside, per layer l at offset l * layer_bytes:
- *   keys and values   (Kr, 2, B, E) in dims.kv       K then V of each kv head; a page is P consecutive tokens
- *   page summaries    (Kr, B/P, summary_bytes)       element-wise min (E) then max (E) of the keys in the page
- *   last_loaded       (Kr, B/P) int32                newest position whose step read the page; -1 at first
- * A *slot record* holds the output cache of one sequence, per layer: O (W, Hr, E) f32, then lse (W, Hr) f32; position
- * r lives at ring index r % W. (One entry more than the w-1 that are needed: in the step that computes position p the
- * row leaving the window is still read while p is written.) */
+ * Memory layout of the paged cache. A *block record* holds B tokens of all layers, contiguous, so that one
+ * copy moves it; inside, per layer l at offset l * layer_bytes: keys and values   (Kr, 2, B, E) in dims.kv K
+ * then V of each kv head; a page is P consecutive tokens page summaries    (Kr, B/P, summary_bytes)
+ * element-wise min (E) then max (E) of the keys in the page last_loaded       (Kr, B/P) int32 newest position
+ * whose step read the page; -1 at first A *slot record* holds the output cache of one sequence, per layer: O
+ * (W, Hr, E) f32, then lse (W, Hr) f32; position r lives at ring index r % W. (One entry more than the w-1
+ * that are needed: in the step that computes position p the row leaving the window is still read while p is
+ * written.) */
 #ifndef RETRO_KERNELS_KERNELS_H
 #define RETRO_KERNELS_KERNELS_H
 
@@ -39,45 +39,48 @@
 
 enum score_group { SCORE_GROUP_MAX, SCORE_GROUP_MEAN, SCORE_GROUP_SOFTMAX, SCORE_GROUP_COUNT };
 
-/* How page summaries are stored. F32 with f32 keys, else the keys' own two-byte type (min and max of 2-byte keys are
- * exact in it). */
+/* How page summaries are stored. F32 with f32 keys, else the keys' own two-byte type (min and max of 2-byte
+ * keys are exact in it). */
 enum summary_type { SUMMARY_F32, SUMMARY_F16, SUMMARY_BF16, SUMMARY_TYPE_COUNT };
 
 /* Sizes that do not change after start-up; filled by runtime/model.c, then kernels_layout() completes it. */
 struct dims {
     int L, D, E, G, Kr, Qr, Hr, Fr, Vr;
-    int head_off;     /* attended heads are scored heads head_off .. head_off+Hr-1; q head h belongs to kv head h / G */
-    int vocab_first;  /* first token id of this rank's embedding rows */
+    int head_off; /* attended heads are scored heads head_off .. head_off+Hr-1; q head h belongs to kv head h
+                     / G */
+    int vocab_first; /* first token id of this rank's embedding rows */
     int P, B, W, C;
-    int n_slots;      /* sequences that can be on the device at once */
-    int n_blocks;     /* block records in the pool */
-    int max_rows;     /* T at most */
-    int max_spans;    /* decode spans in a step at most */
-    int max_out;      /* rows with logits at most */
-    enum dtype act;   /* what GEMMs read: f32 on the CPU (bf16 to mimic CUDA), the weights' type on CUDA */
+    int n_slots;    /* sequences that can be on the device at once */
+    int n_blocks;   /* block records in the pool */
+    int max_rows;   /* T at most */
+    int max_spans;  /* decode spans in a step at most */
+    int max_out;    /* rows with logits at most */
+    enum dtype act; /* what GEMMs read: f32 on the CPU (bf16 to mimic CUDA), the weights' type on CUDA */
     enum dtype kv;
     enum summary_type summary;
     float norm_eps, attention_scale; /* 1/sqrt(E) */
-    bool kv_owner;    /* this rank counts its kv heads in counters */
+    bool kv_owner;                   /* this rank counts its kv heads in counters */
     /* Filled by kernels_layout(): */
-    size_t summary_bytes;                                            /* of one page and kv head */
-    size_t kv_bytes, summaries_bytes, last_loaded_bytes, layer_bytes; /* of one layer in a block record; 64-aligned */
-    size_t block_bytes;                                              /* one block record */
-    size_t slot_layer_bytes, slot_bytes;                             /* one slot record */
+    size_t summary_bytes; /* of one page and kv head */
+    size_t kv_bytes, summaries_bytes, last_loaded_bytes,
+        layer_bytes;                     /* of one layer in a block record; 64-aligned */
+    size_t block_bytes;                  /* one block record */
+    size_t slot_layer_bytes, slot_bytes; /* one slot record */
 };
 
 void kernels_layout(struct dims *m);
 
-/* What one sequence does in a step. Decode: rows row0 .. row0+n_rows-1 have positions position-n_rows+1 .. position;
- * the last is new, the others are revised. */
+/* What one sequence does in a step. Decode: rows row0 .. row0+n_rows-1 have positions position-n_rows+1 ..
+ * position; the last is new, the others are revised. */
 struct decode_span {
     int32_t slot, row0, n_rows, position;
-    int32_t dense_layers;   /* layers below it read all pages */
-    int32_t n_select[2];    /* pages to read in a sparse layer: [0] full attention, [1] sliding layers; 0: all visible */
-    int32_t n_sink;         /* first pages always chosen while visible */
-    int32_t group;          /* enum score_group */
-    float alpha;            /* 1: Quest's bound */
-    int32_t keep;           /* store O and lse of the rows in the output cache (a window above 1) */
+    int32_t dense_layers; /* layers below it read all pages */
+    int32_t n_select[2];  /* pages to read in a sparse layer: [0] full attention, [1] sliding layers; 0: all
+                             visible */
+    int32_t n_sink;       /* first pages always chosen while visible */
+    int32_t group;        /* enum score_group */
+    float alpha;          /* 1: Quest's bound */
+    int32_t keep;         /* store O and lse of the rows in the output cache (a window above 1) */
 };
 
 /* Prompt: rows row0 .. have positions position0 ..; dense causal attention over everything before them. */
@@ -88,15 +91,15 @@ struct prompt_span {
 /* The plan of one step on the device. Counts are host integers; arrays are device memory. */
 struct batch {
     int n_rows, n_decode, n_prompt, n_out;
-    int n_decode_rows;           /* decode rows come first: rows 0 .. n_decode_rows-1 */
-    int max_position;            /* largest position in the step, host knowledge for launch shapes */
-    const int32_t *token;        /* (T) */
-    const int32_t *position;     /* (T) */
-    const int32_t *slot;         /* (T) */
+    int n_decode_rows;                /* decode rows come first: rows 0 .. n_decode_rows-1 */
+    int max_position;                 /* largest position in the step, host knowledge for launch shapes */
+    const int32_t *token;             /* (T) */
+    const int32_t *position;          /* (T) */
+    const int32_t *slot;              /* (T) */
     const struct decode_span *decode; /* (n_decode) */
     const struct prompt_span *prompt; /* (n_prompt) */
-    const int32_t *out_row;      /* (n_out) rows whose logits are wanted */
-    const int32_t *block_table;  /* (n_slots, C/B) block record of each block of each sequence */
+    const int32_t *out_row;           /* (n_out) rows whose logits are wanted */
+    const int32_t *block_table;       /* (n_slots, C/B) block record of each block of each sequence */
     /* The same spans in host memory, borrowed for the call, for loops on the host side of a launcher. */
     const struct decode_span *host_decode;
     const struct prompt_span *host_prompt;
@@ -110,12 +113,14 @@ struct kv_layer {
     int sliding_window; /* 0, or how many tokens a query sees, itself included */
 };
 
-/* What decode attention did, per slot, summed over layers and owned kv heads: int64 (n_slots, COUNTER_COUNT). */
+/* What decode attention did, per slot, summed over layers and owned kv heads: int64 (n_slots, COUNTER_COUNT).
+ */
 enum counter {
-    COUNTER_PAGES_LOADED,   /* pages of S, layers >= dense_layers */
-    COUNTER_PAGES_MET,      /* sum of |U_r| of revised rows, counting pages with a key the row may see, same layers */
-    COUNTER_TOKENS_READ,    /* keys (with values) read by decode, all layers: filled tokens of the pages read */
-    COUNTER_TOKENS_DENSE,   /* keys that dense decode reads for the same steps (visible keys) */
+    COUNTER_PAGES_LOADED, /* pages of S, layers >= dense_layers */
+    COUNTER_PAGES_MET, /* sum of |U_r| of revised rows, counting pages with a key the row may see, same layers
+                        */
+    COUNTER_TOKENS_READ,  /* keys (with values) read by decode, all layers: filled tokens of the pages read */
+    COUNTER_TOKENS_DENSE, /* keys that dense decode reads for the same steps (visible keys) */
     COUNTER_SUMMARIES_READ, /* page summaries read for scoring */
     COUNTER_COUNT
 };
@@ -139,16 +144,18 @@ struct ops {
     const char *name; /* "cpu" or "cuda" */
 
     /* --- memory: all of it before the first step --- */
-    void *(*mem_alloc)(struct device *d, size_t bytes);       /* zeroed, 256-aligned; NULL when refused */
+    void *(*mem_alloc)(struct device *d, size_t bytes); /* zeroed, 256-aligned; NULL when refused */
     void (*mem_free)(struct device *d, void *p, size_t bytes);
-    void *(*host_alloc)(struct device *d, size_t bytes);      /* zeroed host memory that uploads may read asynchronously */
+    void *(*host_alloc)(struct device *d,
+                        size_t bytes); /* zeroed host memory that uploads may read asynchronously */
     void (*host_free)(struct device *d, void *p, size_t bytes);
     void (*upload)(struct device *d, void *dst, const void *src_host, size_t bytes);
     void (*download)(struct device *d, void *dst_host, const void *src, size_t bytes); /* ready after sync */
     void (*copy)(struct device *d, void *dst, const void *src, size_t bytes);          /* device to device */
     void (*fill)(struct device *d, void *dst, int byte, size_t bytes);
     void (*sync)(struct device *d);
-    int64_t (*mem_available)(struct device *d); /* bytes that mem_alloc may still get (the host's, or the GPU's) */
+    int64_t (*mem_available)(
+        struct device *d);             /* bytes that mem_alloc may still get (the host's, or the GPU's) */
     void *(*stream)(struct device *d); /* for collectives; NULL on the CPU */
 
     /* --- weights --- */
@@ -159,11 +166,13 @@ struct ops {
                        enum dtype src_dtype, size_t src_stride);
 
     /* --- the step, in the order of the forward pass --- */
-    /* x (T,D) f32 = embedding rows of the tokens; zero where the token is not in [vocab_first, vocab_first+Vr). */
-    void (*embed)(struct device *d, float *x, const struct batch *b, const struct matrix *table, const struct dims *m);
+    /* x (T,D) f32 = embedding rows of the tokens; zero where the token is not in [vocab_first,
+     * vocab_first+Vr). */
+    void (*embed)(struct device *d, float *x, const struct batch *b, const struct matrix *table,
+                  const struct dims *m);
     /* table (T,E/2,2) f32: cos and sin of f32(position)*inv_freq, each times `factor`. Once per step. */
-    void (*rope_table)(struct device *d, float *table, const struct batch *b, const float *inv_freq, float factor,
-                       const struct dims *m);
+    void (*rope_table)(struct device *d, float *table, const struct batch *b, const float *inv_freq,
+                       float factor, const struct dims *m);
     /* x (T,D) f32 += delta (T,D) f32 when delta is not NULL; h (T,D) act = x / rms(x) * weight (D) f32.
      * Zhang & Sennrich 1910.07467. */
     void (*add_norm)(struct device *d, void *h, float *x, const float *delta, const float *weight, int n_rows,
@@ -172,37 +181,40 @@ struct ops {
     void (*gather_norm)(struct device *d, void *h, const float *x, const float *delta, const float *weight,
                         const struct batch *b, const struct dims *m);
     /* y (n_rows,n) f32 = x (n_rows,k) act times W^T, plus bias (n) f32 when not NULL. */
-    void (*linear)(struct device *d, float *y, const void *x, const struct matrix *w, const float *bias, int n_rows);
-    /* qkv (T, (Qr+2Kr)*E) f32 in rows [q heads | k heads | v heads]. Optional RMSNorm of each q and k head with
-     * q_norm, k_norm (E) f32 (Qwen3) or NULL. Rope (half-split pairs i, i+E/2) of q and k at the rows' positions.
-     * q (T,Qr,E) f32 out. k and v go to their pages in dims.kv; then the summaries of all pages touched are recomputed
-     * exactly from the stored keys at positions <= the newest of that sequence in the step. A page whose first token
-     * is written for the first time is not assumed to be clean. */
+    void (*linear)(struct device *d, float *y, const void *x, const struct matrix *w, const float *bias,
+                   int n_rows);
+    /* qkv (T, (Qr+2Kr)*E) f32 in rows [q heads | k heads | v heads]. Optional RMSNorm of each q and k head
+     * with q_norm, k_norm (E) f32 (Qwen3) or NULL. Rope (half-split pairs i, i+E/2) of q and k at the rows'
+     * positions. q (T,Qr,E) f32 out. k and v go to their pages in dims.kv; then the summaries of all pages
+     * touched are recomputed exactly from the stored keys at positions <= the newest of that sequence in the
+     * step. A page whose first token is written for the first time is not assumed to be clean. */
     void (*rope_store)(struct device *d, float *q, const float *qkv, const float *rope, const float *q_norm,
-                       const float *k_norm, const struct kv_layer *kv, const struct batch *b, const struct dims *m);
+                       const float *k_norm, const struct kv_layer *kv, const struct batch *b,
+                       const struct dims *m);
     /* ALGORITHM step 2 for every decode span and kv head, with the span's last row's query:
-     * pages (n_decode,Kr,C/P) int32 ascending, count (n_decode,Kr) int32. Candidates are the pages with a key visible
-     * to the new row; a span that reads all (dense layer, n_select 0 or >= candidates) gets the full ascending list
-     * and reads no summaries. scratch: select_scratch_bytes(). */
+     * pages (n_decode,Kr,C/P) int32 ascending, count (n_decode,Kr) int32. Candidates are the pages with a key
+     * visible to the new row; a span that reads all (dense layer, n_select 0 or >= candidates) gets the full
+     * ascending list and reads no summaries. scratch: select_scratch_bytes(). */
     size_t (*select_scratch_bytes)(const struct dims *m);
-    void (*select)(struct device *d, int32_t *pages, int32_t *count, const float *q, const struct kv_layer *kv,
-                   const struct batch *b, void *scratch, const struct dims *m);
-    /* ALGORITHM steps 3 and 4, up to the merge: for every decode span, kv head and its rows: attention of the new row
-     * over S and of revised rows over U_r = {j in S : last_loaded_j < r}, keys <= the row's position (and inside the
-     * sliding window). Each page is read once for all rows and heads of the group. `part` is opaque to the caller:
-     * partial outputs and log-sum-exps, attend_part_bytes(). */
+    void (*select)(struct device *d, int32_t *pages, int32_t *count, const float *q,
+                   const struct kv_layer *kv, const struct batch *b, void *scratch, const struct dims *m);
+    /* ALGORITHM steps 3 and 4, up to the merge: for every decode span, kv head and its rows: attention of the
+     * new row over S and of revised rows over U_r = {j in S : last_loaded_j < r}, keys <= the row's position
+     * (and inside the sliding window). Each page is read once for all rows and heads of the group. `part` is
+     * opaque to the caller: partial outputs and log-sum-exps, attend_part_bytes(). */
     size_t (*attend_part_bytes)(const struct dims *m);
-    void (*attend)(struct device *d, void *part, const float *q, const struct kv_layer *kv, const int32_t *pages,
-                   const int32_t *count, const struct batch *b, const struct dims *m);
-    /* Combines the parts; folds them into the cached (O, lse) of revised rows; stores O and lse of all rows where
-     * span.keep; sets last_loaded of S to the span's position; adds to counters (n_slots,COUNTER_COUNT) int64.
-     * out (T,Hr*E) act: rows of decode spans only. */
-    void (*merge)(struct device *d, void *out, const void *part, const struct kv_layer *kv, const int32_t *pages,
-                  const int32_t *count, int64_t *counters, const struct batch *b, const struct dims *m);
+    void (*attend)(struct device *d, void *part, const float *q, const struct kv_layer *kv,
+                   const int32_t *pages, const int32_t *count, const struct batch *b, const struct dims *m);
+    /* Combines the parts; folds them into the cached (O, lse) of revised rows; stores O and lse of all rows
+     * where span.keep; sets last_loaded of S to the span's position; adds to counters (n_slots,COUNTER_COUNT)
+     * int64. out (T,Hr*E) act: rows of decode spans only. */
+    void (*merge)(struct device *d, void *out, const void *part, const struct kv_layer *kv,
+                  const int32_t *pages, const int32_t *count, int64_t *counters, const struct batch *b,
+                  const struct dims *m);
     /* Prompt rows: causal attention over all earlier keys of the sequence (inside the sliding window);
      * out (T,Hr*E) act: rows of prompt spans only. */
-    void (*attend_prompt)(struct device *d, void *out, const float *q, const struct kv_layer *kv, const struct batch *b,
-                          const struct dims *m);
+    void (*attend_prompt)(struct device *d, void *out, const float *q, const struct kv_layer *kv,
+                          const struct batch *b, const struct dims *m);
     /* gate_up (T,2*Fr) f32 in rows [gate | up]; out (T,Fr) act = gate * sigmoid(gate) * up. */
     void (*silu_mul)(struct device *d, void *out, const float *gate_up, int n_rows, const struct dims *m);
     /* best (n_out) of logits (n_out,Vr) f32. */
@@ -217,16 +229,17 @@ enum device_kind { DEVICE_CPU, DEVICE_CUDA, DEVICE_KIND_COUNT };
 enum cpu_isa { CPU_ISA_AUTO, CPU_ISA_PORTABLE, CPU_ISA_AVX2, CPU_ISA_AVX512, CPU_ISA_COUNT };
 
 struct device_options {
-    int n_threads;      /* CPU; 0: the cores this process may run on */
-    enum cpu_isa isa;   /* CPU */
-    bool pin;           /* CPU: bind threads to cores of the process's mask, the first to core `pin_first` of it */
-    int pin_first;      /* CPU: ranks that share a mask give their threads different cores: local rank * threads */
-    enum dtype act;     /* CPU: dims.act, what GEMMs read; f32 is 0 */
-    int ordinal;        /* CUDA device */
+    int n_threads;    /* CPU; 0: the cores this process may run on */
+    enum cpu_isa isa; /* CPU */
+    bool pin;      /* CPU: bind threads to cores of the process's mask, the first to core `pin_first` of it */
+    int pin_first; /* CPU: ranks that share a mask give their threads different cores: local rank * threads */
+    enum dtype act; /* CPU: dims.act, what GEMMs read; f32 is 0 */
+    int ordinal;    /* CUDA device */
 };
 
 /* Opens a device. BAD_OPTION with one line when this build or machine has none of that kind. */
-enum status device_open(struct device **out, enum device_kind kind, const struct device_options *o, struct reason *why);
+enum status device_open(struct device **out, enum device_kind kind, const struct device_options *o,
+                        struct reason *why);
 void device_close(struct device *d);
 const struct ops *device_ops(const struct device *d);
 /* "AVX-512, 2 threads" or "NVIDIA H100, sm_90": for the start-up line; borrowed. */

@@ -33,8 +33,8 @@ static void write_line(const char *tag, const char *format, va_list ap, const ch
     (void)written; /* nowhere left to report it */
 }
 
-/* The first cause ends the job. A thread that fails meanwhile leaves it the time to do so; a hook that fails itself
- * does not begin again. */
+/* The first cause ends the job. A thread that fails meanwhile leaves it the time to do so; a hook that fails
+ * itself does not begin again. */
 static _Noreturn void end_job(int exit_code)
 {
     static atomic_flag ending = ATOMIC_FLAG_INIT;
