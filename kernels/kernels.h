@@ -142,6 +142,7 @@ struct best {
 
 struct ops {
     const char *name; /* "cpu" or "cuda" */
+    bool mixed_types; /* linear takes weights of another type than its activations */
 
     /* --- memory: all of it before the first step --- */
     void *(*mem_alloc)(struct device *d, size_t bytes); /* zeroed, 256-aligned; NULL when refused */
@@ -158,8 +159,22 @@ struct ops {
         struct device *d);             /* bytes that mem_alloc may still get (the host's, or the GPU's) */
     void *(*stream)(struct device *d); /* for collectives; NULL on the CPU */
 
+    /* --- time (trace.c) --- */
+    /* Marks this moment of the device's time line as i, 0 <= i < MARKS_MAX; in microseconds of its own clock
+     * after a sync. */
+    void (*mark)(struct device *d, int i);
+    double (*mark_us)(struct device *d, int i);
+    /* Begins a named range of work that is not one op (NULL ends it); only a tracing device does anything. */
+    void (*range)(struct device *d, const char *name);
+
+    /* --- whole steps (CUDA graphs; the CPU runs ops as they come) --- */
+    /* True: the step of this shape was replayed and there is nothing to issue. False: issue its ops, then
+     * graph_end. */
+    bool (*graph_launch)(struct device *d, uint64_t key);
+    void (*graph_end)(struct device *d);
+
     /* --- weights --- */
-    size_t (*matrix_bytes)(enum dtype dtype, int n, int k);
+    size_t (*matrix_bytes)(struct device *d, enum dtype dtype, int n, int k);
     /* Rows row0..row0+n_rows-1 from host memory (any dtype, converted with one rounding), row i at
      * src + i*src_stride elements; unaligned src allowed. Columns are all k of the matrix. */
     void (*matrix_put)(struct device *d, struct matrix *w, int row0, int n_rows, const void *src_host,
@@ -195,14 +210,14 @@ struct ops {
      * pages (n_decode,Kr,C/P) int32 ascending, count (n_decode,Kr) int32. Candidates are the pages with a key
      * visible to the new row; a span that reads all (dense layer, n_select 0 or >= candidates) gets the full
      * ascending list and reads no summaries. scratch: select_scratch_bytes(). */
-    size_t (*select_scratch_bytes)(const struct dims *m);
+    size_t (*select_scratch_bytes)(struct device *d, const struct dims *m);
     void (*select)(struct device *d, int32_t *pages, int32_t *count, const float *q,
                    const struct kv_layer *kv, const struct batch *b, void *scratch, const struct dims *m);
     /* ALGORITHM steps 3 and 4, up to the merge: for every decode span, kv head and its rows: attention of the
      * new row over S and of revised rows over U_r = {j in S : last_loaded_j < r}, keys <= the row's position
      * (and inside the sliding window). Each page is read once for all rows and heads of the group. `part` is
      * opaque to the caller: partial outputs and log-sum-exps, attend_part_bytes(). */
-    size_t (*attend_part_bytes)(const struct dims *m);
+    size_t (*attend_part_bytes)(struct device *d, const struct dims *m);
     void (*attend)(struct device *d, void *part, const float *q, const struct kv_layer *kv,
                    const int32_t *pages, const int32_t *count, const struct batch *b, const struct dims *m);
     /* Combines the parts; folds them into the cached (O, lse) of revised rows; stores O and lse of all rows
@@ -222,6 +237,8 @@ struct ops {
     /* Blocks ids[0..n) (host memory): last_loaded of all layers becomes -1. */
     void (*reset_blocks)(struct device *d, char *pool, const int32_t *ids_host, int n, const struct dims *m);
 };
+
+#define MARKS_MAX 16384
 
 enum device_kind { DEVICE_CPU, DEVICE_CUDA, DEVICE_KIND_COUNT };
 

@@ -11,6 +11,7 @@
 #include "launcher/text.h"
 #include "runtime/base/clock.h"
 #include "runtime/base/die.h"
+#include "runtime/buffer.h"
 #include "runtime/chat.h"
 #include "runtime/generation.h"
 #include "runtime/sampler.h"
@@ -35,6 +36,13 @@ struct outcome {
     struct exposure exposure;
 };
 
+enum { TURNS_MAX = 1024 };
+
+struct dialogue {
+    struct chat_message message[TURNS_MAX]; /* contents are owned */
+    int n;
+};
+
 static enum status check_options(const struct options *o, struct reason *why)
 {
     if ((o->prompt != NULL) + (o->prompt_file != NULL) + (o->replay != NULL) > 1)
@@ -46,6 +54,19 @@ static enum status check_options(const struct options *o, struct reason *why)
         LOG_WARN("--top-k, --top-p and --min-p have no effect at temperature 0");
     for (int i = 0; i < o->stop.n_items; i++)
         if (!o->stop.item[i][0]) return status_fail(why, STATUS_BAD_OPTION, "--stop: an empty text");
+    return STATUS_OK;
+}
+
+/* A tokenizer may know added tokens for which the model has no embedding. */
+static enum status check_ids(const struct run *r, struct reason *why)
+{
+    int vocab = r->s->files.arch.vocab;
+    for (size_t i = 0; i < r->prompt.n_ids; i++)
+        if (r->prompt.ids[i] >= vocab)
+            return status_fail(
+                why, STATUS_BAD_INPUT,
+                "token %zu of the prompt has id %d, the model's vocabulary has %d: leave it out", i + 1,
+                r->prompt.ids[i], vocab);
     return STATUS_OK;
 }
 
@@ -70,7 +91,7 @@ static enum status encode_messages(struct run *r, const struct chat_message *mes
     r->prompt.n_ids = 0;
     status = tokenizer_encode(r->tokenizer, text, strlen(text), false, &r->prompt, why);
     free(text);
-    return status;
+    return status == STATUS_OK ? check_ids(r, why) : status;
 }
 
 static enum status encode_prompt(struct run *r, struct reason *why)
@@ -89,6 +110,7 @@ static enum status encode_prompt(struct run *r, struct reason *why)
         status = tokenizer_encode(r->tokenizer, text, n, true, &r->prompt, why);
     }
     free(text);
+    if (status == STATUS_OK) status = check_ids(r, why);
     if (status == STATUS_OK && r->prompt.n_ids == 0)
         status = status_fail(why, STATUS_BAD_INPUT,
                              "the prompt is empty and the model has no begin-of-text token");
@@ -136,7 +158,7 @@ static enum status prepare(struct run *r, int *context, struct reason *why)
     if (o->replay) {
         struct step_limits limits;
         status = record_read_limits(o->replay, &limits, why);
-        *context = limits.context;
+        if (status == STATUS_OK) *context = limits.context;
         return status;
     }
     status = tokenizer_open(&r->tokenizer, o->model, why);
@@ -156,15 +178,14 @@ static bool is_end(const struct run *r, int32_t token)
 }
 
 /* Prints what is certain; `answer` collects it for the dialogue. */
-static void emit(const char *text, size_t n, struct token_list *answer)
+static void emit(const char *text, size_t n, struct buffer *answer)
 {
     fwrite(text, 1, n, stdout);
     fflush(stdout);
-    if (answer)
-        for (size_t i = 0; i < n; i++) token_list_push(answer, (unsigned char)text[i]);
+    if (answer) buffer_append(answer, text, n);
 }
 
-static void print_text(struct stop_filter *stop, const char *text, size_t n, struct token_list *answer)
+static void print_text(struct stop_filter *stop, const char *text, size_t n, struct buffer *answer)
 {
     size_t n_out;
     const char *out = stop_push(stop, text, n, &n_out);
@@ -173,7 +194,7 @@ static void print_text(struct stop_filter *stop, const char *text, size_t n, str
 
 /* Decode loop: sample, print, feed. */
 static void decode(struct run *r, struct generation *g, const struct engine_output *out, struct outcome *done,
-                   struct token_list *answer)
+                   struct buffer *answer)
 {
     bool greedy = sampling_is_greedy(&r->sampling);
     struct sampler *sampler = greedy ? NULL : sampler_open(g->step.limits.vocab);
@@ -211,7 +232,7 @@ static void decode(struct run *r, struct generation *g, const struct engine_outp
     sampler_close(sampler);
 }
 
-static void run_once(struct run *r, int capacity, struct outcome *done, struct token_list *answer)
+static void run_once(struct run *r, int capacity, struct outcome *done, struct buffer *answer)
 {
     struct generation g;
     *done = (struct outcome){0};
@@ -237,39 +258,52 @@ static void tell(const struct run *r, const struct outcome *d)
             100 * d->exposure.kv_read_share, d->finish);
 }
 
+/* One turn: the user's line, taken, and the model's answer join the messages. */
+static enum status run_turn(struct run *r, struct dialogue *d, char *line, int context, struct reason *why)
+{
+    d->message[d->n++] = (struct chat_message){"user", line};
+    enum status status = encode_messages(r, d->message, d->n, why);
+    if (status == STATUS_OK && r->prompt.n_ids + 1 >= (size_t)context)
+        status = status_fail(why, STATUS_TOO_LONG,
+                             "the dialogue fills the context of %d tokens: start again, or "
+                             "with a larger --max-context",
+                             context);
+    if (status != STATUS_OK) return status;
+    struct outcome done;
+    struct buffer answer = {0};
+    run_once(r, context, &done, &answer);
+    tell(r, &done);
+    d->message[d->n++] = (struct chat_message){"assistant", buffer_take(&answer)};
+    return STATUS_OK;
+}
+
 /* Turns of a conversation on a terminal until end of input. */
 static enum status run_dialogue(struct run *r, int context, struct reason *why)
 {
-    enum { TURNS_MAX = 1024 };
-    struct chat_message messages[TURNS_MAX];
-    char line[65536];
-    int n = 0;
+    struct dialogue d = {.n = 0};
+    struct buffer system = {0};
+    char *line = NULL;
+    size_t capacity = 0;
+    ssize_t n;
     enum status status = STATUS_OK;
-    if (r->o->system) messages[n++] = (struct chat_message){"system", strdup(r->o->system)};
-    while (status == STATUS_OK && n + 2 < TURNS_MAX &&
-           (fputs("> ", stderr), fgets(line, sizeof line, stdin))) {
-        line[strcspn(line, "\n")] = 0;
-        if (!line[0]) continue;
-        messages[n++] = (struct chat_message){"user", strdup(line)};
-        status = encode_messages(r, messages, n, why);
-        if (status == STATUS_OK && r->prompt.n_ids + 1 >= (size_t)context)
-            status = status_fail(why, STATUS_TOO_LONG,
-                                 "the dialogue fills the context of %d tokens: start again, or "
-                                 "with a larger --max-context",
-                                 context);
-        if (status != STATUS_OK) break;
-        struct outcome done;
-        struct token_list answer = {0};
-        run_once(r, context, &done, &answer);
-        tell(r, &done);
-        char *text = malloc(answer.n_ids + 1);
-        if (!text) DIE(EXIT_CODE_MEMORY, NULL, "no memory for an answer");
-        for (size_t i = 0; i < answer.n_ids; i++) text[i] = (char)answer.ids[i];
-        text[answer.n_ids] = 0;
-        messages[n++] = (struct chat_message){"assistant", text};
-        token_list_free(&answer);
+    if (r->o->system) {
+        buffer_append_string(&system, r->o->system);
+        d.message[d.n++] = (struct chat_message){"system", buffer_take(&system)};
     }
-    for (int i = 0; i < n; i++) free((char *)messages[i].content);
+    while (status == STATUS_OK && d.n + 2 <= TURNS_MAX &&
+           (fputs("> ", stderr), (n = getline(&line, &capacity, stdin)) >= 0)) {
+        if (n > 0 && line[n - 1] == '\n') line[--n] = 0;
+        if (n == 0) continue;
+        if (strlen(line) != (size_t)n) {
+            status = status_fail(why, STATUS_BAD_INPUT, "a chat message cannot hold a NUL byte");
+            break;
+        }
+        status = run_turn(r, &d, line, context, why);
+        line = NULL; /* the message's now */
+        capacity = 0;
+    }
+    free(line);
+    for (int i = 0; i < d.n; i++) free((char *)d.message[i].content);
     return status;
 }
 
@@ -298,6 +332,8 @@ static enum status lead(struct run *r, int context, struct reason *why)
         run_once(r, context, &done, NULL);
         tell(r, &done);
     }
+    if (status == STATUS_OK && ferror(stdout))
+        status = status_fail(why, STATUS_IO, "standard output: could not be written");
     if (r->o->record) {
         enum status closed = record_close(&r->recording, status == STATUS_OK ? why : NULL);
         if (status == STATUS_OK) status = closed;

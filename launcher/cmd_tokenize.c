@@ -24,7 +24,8 @@ static enum status decode(const struct tokenizer *t, bool skip_special, const ch
     enum status status = text_parse_ids(text, &ids, why);
     char *out = NULL;
     size_t n_bytes;
-    if (status == STATUS_OK) status = tokenizer_decode(t, ids.ids, ids.n_ids, skip_special, &out, &n_bytes, why);
+    if (status == STATUS_OK)
+        status = tokenizer_decode(t, ids.ids, ids.n_ids, skip_special, &out, &n_bytes, why);
     if (status == STATUS_OK) fwrite(out, 1, n_bytes, stdout);
     free(out);
     token_list_free(&ids);
@@ -43,7 +44,8 @@ int cmd_tokenize(const struct options *o, const struct comm_world *w)
     if (status == STATUS_OK) status = tokenizer_open(&t, o->model, &why);
     if (status == STATUS_OK) status = text_read_stream(stdin, "standard input", &text, &n, &why);
     if (status == STATUS_OK)
-        status = o->decode ? decode(t, !o->keep_special, text, &why) : encode(t, !o->no_special, text, n, &why);
+        status =
+            o->decode ? decode(t, !o->keep_special, text, &why) : encode(t, !o->no_special, text, n, &why);
     if (status == STATUS_OK && fflush(stdout) != 0)
         status = status_fail(&why, STATUS_IO, "standard output: could not be written");
     free(text);

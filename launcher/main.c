@@ -16,6 +16,7 @@ static const struct command {
 } commands[] = {
     {"generate", CMD_GENERATE, cmd_generate, true, "continue a prompt, or answer a chat message"},
     {"eval", CMD_EVAL, cmd_eval, true, "measure a policy on given tokens: nll, exposure, bytes read, logits"},
+    {"check", CMD_CHECK, cmd_check, true, "run every op of a real step on two devices and compare"},
     {"info", CMD_INFO, cmd_info, false, "what is in a model folder and how it would be sharded"},
     {"tokenize", CMD_TOKENIZE, cmd_tokenize, false, "text on standard input to token ids, or back"},
 };
@@ -67,8 +68,9 @@ static int run(const struct command *c, int argc, char **argv, const struct comm
             options_print_help(stdout, c->bit);
         }
     } else {
-        log_set_level(w->rank == 0 || o.log_level == LOG_LEVEL_DEBUG ? (enum log_level)o.log_level
-                                                                     : LOG_LEVEL_WARN);
+        enum log_level level = (enum log_level)o.log_level;
+        /* One rank tells how it goes, all tell what is wrong. */
+        log_set_level(w->rank != 0 && level == LOG_LEVEL_INFO ? LOG_LEVEL_WARN : level);
         if (c->ranks || w->rank == 0) code = c->run(&o, w);
     }
     options_close(&o);

@@ -2,8 +2,11 @@
 #include "launcher/session.h"
 
 #include <sched.h>
+#include <stdio.h>
 #include <string.h>
 
+#include "kernels/check.h"
+#include "kernels/trace.h"
 #include "runtime/base/die.h"
 
 int session_fail(const struct comm_world *w, enum status status, const struct reason *why)
@@ -22,6 +25,10 @@ static enum status check_ranks(const struct session *s, struct reason *why)
         return status_fail(why, STATUS_BAD_OPTION,
                            "%d ranks: the model has %d query heads, start at most that many", ranks,
                            s->files.arch.n_heads);
+    if (ranks > s->files.arch.ffn || ranks > s->files.arch.vocab)
+        return status_fail(why, STATUS_BAD_OPTION,
+                           "%d ranks: the model has %d MLP columns and %d tokens to share", ranks,
+                           s->files.arch.ffn, s->files.arch.vocab);
     return STATUS_OK;
 }
 
@@ -70,15 +77,46 @@ static int default_threads(const struct comm_world *w)
     return share > 0 ? share : 1;
 }
 
+static enum dtype activation_type(const struct session *s)
+{
+    enum { AUTO };
+    int choice = s->options->act_dtype;
+    if (choice != AUTO) return (enum dtype)(choice - 1); /* the option lists the types in the enum's order */
+    return s->options->device == DEVICE_CPU ? DTYPE_F32 : s->files.arch.dtype;
+}
+
+/* The device of --device, with what the options wrap around it. */
+static enum status open_device(const struct session *s, enum dtype act, struct device **out,
+                               struct reason *why)
+{
+    const struct options *o = s->options;
+    struct device_options d = {
+        .n_threads = o->threads == OPTIONS_UNSET ? default_threads(&s->world) : o->threads,
+        .isa = (enum cpu_isa)o->cpu_isa,
+        .pin = s->world.node_size == 1,
+        .act = act,
+        .ordinal = s->world.node_rank,
+    };
+    enum status status = device_open(out, (enum device_kind)o->device, &d, why);
+    if (status == STATUS_OK && s->checked) {
+        struct device *reference;
+        d.isa = CPU_ISA_PORTABLE;
+        d.pin = false;
+        status = device_open(&reference, DEVICE_CPU, &d, why);
+        if (status == STATUS_OK) *out = check_device_open(reference, *out);
+    } else if (status == STATUS_OK && o->trace) {
+        char path[4096];
+        snprintf(path, sizeof path, s->world.rank ? "%s.%d" : "%s", o->trace, s->world.rank);
+        status = trace_device_open(out, *out, path, s->world.rank, why);
+    }
+    return status;
+}
+
 enum status session_load(struct session *s, int context, int n_slots, struct reason *why)
 {
     const struct options *o = s->options;
     struct model_options m = {
-        .device = (enum device_kind)o->device,
-        .device_options = {.n_threads = o->threads == OPTIONS_UNSET ? default_threads(&s->world) : o->threads,
-                           .isa = (enum cpu_isa)o->cpu_isa,
-                           .pin = s->world.node_size == 1,
-                           .ordinal = s->world.node_rank},
+        .act = activation_type(s),
         .n_slots = n_slots,
         .context = context,
         .prefill_chunk = o->prefill_chunk < context ? o->prefill_chunk : context,
@@ -89,6 +127,14 @@ enum status session_load(struct session *s, int context, int n_slots, struct rea
         .progress = s->world.rank == 0,
         .node_ranks = s->world.node_size,
     };
+    enum status opened = open_device(s, m.act, &m.device, why);
+    int64_t everywhere = opened == STATUS_OK;
+    comm_min_i64(s->comm, &everywhere, 1); /* nobody goes on to collectives alone */
+    if (!everywhere) {
+        if (opened != STATUS_OK) return opened;
+        device_close(m.device);
+        return status_fail(why, STATUS_BAD_OPTION, "another rank could not open its device");
+    }
     enum status status = model_open(&s->model, &s->files, s->comm, &m, why);
     if (status != STATUS_OK) return status;
     comm_reserve(s->comm, (size_t)s->model->dims.max_rows * (size_t)s->model->dims.D);

@@ -14,6 +14,7 @@
 struct session {
     struct comm_world world;
     const struct options *options;
+    bool checked; /* run every op on a reference device too (retro check) */
     struct comm *comm;
     struct ctl *ctl;
     struct model_files files;

@@ -16,7 +16,7 @@ struct engine {
     struct stage stage;
     struct step_limits limits;
     struct step plan;             /* followers: what arrived */
-    struct wire wire;             /* leader: what is sent */
+    struct wire wire;             /* leader: what is sent; followers: scratch to unpack */
     struct engine_output *output; /* (max_out) */
     /* One rank's results of a step: best (n_out), then rows of logits (n_logits, Vr). */
     char *mine;
@@ -202,7 +202,7 @@ void engine_follow(struct engine *e)
     struct reason why;
     while (ctl_receive(e->ctl, &kind, &bytes, &n)) {
         if (kind == MESSAGE_STEP) {
-            if (wire_unpack_step(&e->plan, bytes, n, &why) != STATUS_OK)
+            if (wire_unpack_step(&e->wire, &e->plan, bytes, n, &why) != STATUS_OK)
                 DIE(EXIT_CODE_PEER, "do all ranks run the same program with the same options?", "%s",
                     why.text);
             int n_out, n_logits;

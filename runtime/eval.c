@@ -2,6 +2,7 @@
 
 #include <ctype.h>
 #include <errno.h>
+#include <float.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -27,17 +28,25 @@ static enum status run_steps(struct generation *g, const struct eval_request *q,
     int vocab = g->step.limits.vocab;
     const struct engine_output *out = generation_prefill(g, STEP_WANT_LOGITS);
     double nll = 0;
+    int64_t decode_us = 0;
     for (int i = 0; i < q->n_steps; i++) {
         enum status status = dump->file ? npy_write_row(dump, out->logits, why) : STATUS_OK;
         if (status != STATUS_OK) return status;
         int32_t token = q->greedy ? out->best : q->token[q->n_prompt + i];
         if (r->generated) r->generated[i] = token;
         nll += surprise(out->logits, vocab, token);
+        if (!isfinite(nll))
+            return status_fail(why, STATUS_BAD_MODEL,
+                               "the logits after %d tokens are not finite: is the model's data "
+                               "damaged, or its range beyond --kv-dtype?",
+                               q->n_prompt + i);
+        int64_t begun = clock_us(); /* the step alone: the sums above and the dump are not decode */
         out = generation_feed(g, token, STEP_WANT_LOGITS);
+        decode_us += clock_us() - begun;
     }
     r->nll = nll / q->n_steps;
-    r->ppl = exp(r->nll);
-    r->tokens_per_s = q->n_steps / ((double)(clock_us() - g->prefilled_us) * 1e-6);
+    r->ppl = fmin(exp(r->nll), DBL_MAX); /* JSON has no infinity */
+    r->tokens_per_s = q->n_steps / ((double)decode_us * 1e-6);
     return dump->file ? npy_write_row(dump, out->logits, why) : STATUS_OK;
 }
 
@@ -60,7 +69,12 @@ enum status eval_run(struct engine *e, const struct eval_request *q, struct eval
     generation_exposure(&g, &r->exposure);
     generation_close(&g);
     closed = npy_close(&dump, status == STATUS_OK ? why : NULL);
-    return status == STATUS_OK ? closed : status;
+    if (status == STATUS_OK) status = closed;
+    if (status != STATUS_OK) {
+        free(r->generated);
+        r->generated = NULL;
+    }
+    return status;
 }
 
 enum status eval_read_tokens(const char *path, int vocab, int32_t **tokens, int *n_tokens, struct reason *why)

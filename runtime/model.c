@@ -52,7 +52,7 @@ static void fill_dims(struct dims *m, const struct arch *a, const struct shard *
         .max_rows = o->prefill_chunk + o->n_slots * o->window,
         .max_spans = o->n_slots,
         .max_out = o->n_slots,
-        .act = o->device_options.act,
+        .act = o->act,
         .kv = o->kv,
         .summary = summary_for(o->kv),
         .norm_eps = (float)a->norm_eps,
@@ -87,8 +87,8 @@ static void carve_scratch(struct model *m, struct arena *a)
     m->rope = arena_carve(a, rows * (size_t)d->E * f32);
     m->pages = arena_carve(a, lists * (size_t)(d->C / d->P) * sizeof(int32_t));
     m->page_count = arena_carve(a, lists * sizeof(int32_t));
-    m->select_scratch = arena_carve(a, m->op->select_scratch_bytes(d));
-    m->part = arena_carve(a, m->op->attend_part_bytes(d));
+    m->select_scratch = arena_carve(a, m->op->select_scratch_bytes(m->device, d));
+    m->part = arena_carve(a, m->op->attend_part_bytes(m->device, d));
     m->attention = arena_carve(a, rows * (size_t)d->Hr * (size_t)d->E * act);
     m->y = arena_carve(a, rows * (size_t)d->D * f32);
     m->gate_up = arena_carve(a, rows * 2 * (size_t)d->Fr * f32);
@@ -101,7 +101,8 @@ static void carve_scratch(struct model *m, struct arena *a)
 static void carve(struct model *m, struct arena *a, const struct model_files *files)
 {
     weights_close(&m->weights);
-    weights_carve(&m->weights, a, &files->arch, &m->shard, files->tensors, m->op);
+    weights_carve(&m->weights, a, &files->arch, &m->shard, files->tensors, m->device,
+                  m->op->mixed_types ? NULL : &m->dims.act);
     m->plan.weights_bytes = (int64_t)a->used_bytes;
     carve_state(m, a);
     carve_scratch(m, a);
@@ -117,7 +118,11 @@ static enum status check_fit(struct model *m, const struct model_options *o, str
     if (least >= 0) return STATUS_OK;
     double gib = 1.0 / (1 << 30);
     int64_t over_tokens = -least / (m->plan.kv_bytes / ((int64_t)m->dims.n_slots * m->dims.C) + 1) + 1;
-    if (least != slack) return status_fail(why, STATUS_NO_FIT, "another rank has too little memory");
+    if (slack >= 0)
+        return status_fail(why, STATUS_NO_FIT,
+                           "another rank needs %.2f GiB more than its host has free: lower "
+                           "--max-context, or start more ranks",
+                           (double)-least * gib);
     return status_fail(
         why, STATUS_NO_FIT,
         "needs %.2f GiB on a rank (weights %.2f, KV %.2f for %d x %d tokens, scratch %.2f), %.2f GiB "
@@ -147,22 +152,14 @@ enum status model_open(struct model **out, const struct model_files *files, stru
     m->comm = comm;
     shard_make(&m->shard, comm_rank(comm), comm_size(comm), m->arch->n_heads, m->arch->n_kv_heads,
                m->arch->ffn, m->arch->vocab);
-    enum status status = device_open(&m->device, o->device, &o->device_options, why);
-    int64_t opened = status == STATUS_OK, everywhere = opened;
-    comm_min_i64(comm, &everywhere, 1); /* nobody goes on to collectives alone */
-    if (!everywhere) {
-        device_close(m->device);
-        free(m);
-        return opened ? status_fail(why, STATUS_BAD_OPTION, "another rank could not open its device")
-                      : status;
-    }
+    m->device = o->device;
     m->op = device_ops(m->device);
     fill_dims(&m->dims, m->arch, &m->shard, o);
 
     struct arena arena;
     arena_count(&arena);
     carve(m, &arena, files);
-    status = check_fit(m, o, why);
+    enum status status = check_fit(m, o, why);
     if (status == STATUS_OK) {
         m->memory_bytes = arena.used_bytes;
         m->memory = m->op->mem_alloc(m->device, m->memory_bytes);
@@ -171,6 +168,10 @@ enum status model_open(struct model **out, const struct model_files *files, stru
                                  "the system refused %.2f GiB although it seemed free: close other "
                                  "programs or start more ranks",
                                  (double)m->memory_bytes / (1 << 30));
+        int64_t got = m->memory != NULL;
+        comm_min_i64(comm, &got, 1); /* here too nobody goes on alone */
+        if (!got && m->memory)
+            status = status_fail(why, STATUS_NO_FIT, "the system of another rank refused its memory");
     }
     if (status != STATUS_OK) {
         model_close(m);
@@ -196,7 +197,9 @@ void model_close(struct model *m)
 
 static void all_reduce(struct model *m, float *buffer, int n_rows)
 {
+    m->op->range(m->device, "all_reduce");
     comm_all_reduce(m->comm, buffer, (size_t)n_rows * (size_t)m->dims.D, m->op->stream(m->device));
+    m->op->range(m->device, NULL);
 }
 
 /* ALGORITHM.md, "One decode step", for all rows of the batch at once. */

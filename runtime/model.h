@@ -24,11 +24,11 @@ enum status model_files_open(struct model_files *f, const char *dir, struct reas
 void model_files_close(struct model_files *f);
 
 struct model_options {
-    enum device_kind device;
-    struct device_options device_options;
-    int n_slots;       /* sequences on the device at once */
-    int context;       /* most tokens of one sequence; rounded up to whole blocks */
-    int prefill_chunk; /* most prompt rows in a step */
+    struct device *device; /* opened by the caller; the model closes it, also when model_open fails */
+    enum dtype act;        /* what GEMMs read; as the device was opened with */
+    int n_slots;           /* sequences on the device at once */
+    int context;           /* most tokens of one sequence; rounded up to whole blocks */
+    int prefill_chunk;     /* most prompt rows in a step */
     int page_tokens, block_tokens;
     int window; /* largest w of any sequence */
     enum dtype kv;

@@ -16,9 +16,11 @@ enum status npy_open(struct npy *n, const char *path, int64_t rows, int64_t cols
                           (long long)rows, (long long)cols);
     header[10 + length] = ' ';
     header[sizeof header - 1] = '\n';
-    if (fwrite(header, sizeof header, 1, n->file) != 1)
-        return status_fail(why, STATUS_IO, "--dump-logits %s: %s", path, strerror(errno));
-    return STATUS_OK;
+    if (fwrite(header, sizeof header, 1, n->file) == 1) return STATUS_OK;
+    status_fail(why, STATUS_IO, "--dump-logits %s: %s", path, strerror(errno));
+    fclose(n->file);
+    n->file = NULL;
+    return STATUS_IO;
 }
 
 enum status npy_write_row(struct npy *n, const float *row, struct reason *why)

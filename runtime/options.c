@@ -1,5 +1,6 @@
 #include "runtime/options.h"
 
+#include <ctype.h>
 #include <errno.h>
 #include <ini.h>
 #include <math.h>
@@ -81,7 +82,7 @@ static enum status set_number(void *field, const struct row *r, const char *text
     double v = r->kind == KIND_INT ? (double)strtoll(text, &end, 10) : strtod(text, &end);
     double low, high;
     parse_range(r->range, &low, &high);
-    if (end == text || *end || errno || !isfinite(v))
+    if (end == text || *end || isspace((unsigned char)text[0]) || errno || !isfinite(v))
         return status_fail(why, STATUS_BAD_OPTION, "--%s %s: not a%s number; expected %s", r->flag, text,
                            r->kind == KIND_INT ? " whole" : "", r->range);
     if (v < low || v > high)
@@ -171,52 +172,78 @@ static enum status refuse_name(const char *dashes, const char *name, size_t n, s
     return status_fail(why, STATUS_BAD_OPTION, "%s%.*s: no such option: see --help", dashes, (int)n, name);
 }
 
+/* One flag, two options of different commands (--prompt TEXT and --prompt N): a file that serves all commands
+ * cannot say which is meant. */
+static bool has_two_meanings(const char *flag)
+{
+    int n = 0;
+    for (int i = 0; i < n_rows; i++) n += table[i].flag && strcmp(table[i].flag, flag) == 0;
+    return n > 1;
+}
+
+static bool in_config(const struct row *r)
+{
+    return r->flag && strcmp(r->flag, "config") != 0 && strcmp(r->flag, "help") != 0 &&
+           !has_two_meanings(r->flag);
+}
+
 struct config_reader {
     struct options *o;
-    const char *path;
     int command;
     bool command_line_given[sizeof table / sizeof *table];
+    bool budget_given; /* one of the two budgets is on the command line: it wins over both of the file's */
     enum status status;
-    struct reason *why;
+    struct reason why;
 };
 
-/* inih calls it for every `name = value` line; 0 stops with that line's number. */
+static enum status config_option(struct config_reader *c, const char *section, const char *name,
+                                 const char *value)
+{
+    struct reason *why = &c->why;
+    size_t n = strlen(name);
+    if (section[0] && strcmp(section, "retro") != 0)
+        return status_fail(why, STATUS_BAD_OPTION, "section [%s]: only [retro] is known", section);
+    const struct row *known = find(name, n, CMD_ALL), *r = find(name, n, c->command);
+    if (!known) return status_fail(why, STATUS_BAD_OPTION, "%s: no such option", name);
+    if (!in_config(known)) return status_fail(why, STATUS_BAD_OPTION, "%s: only on the command line", name);
+    if (!r || c->command_line_given[r - table])
+        return STATUS_OK; /* another command's, or the command line wins */
+    if (c->budget_given && (strcmp(name, "kv-budget") == 0 || strcmp(name, "kv-budget-tokens") == 0))
+        return STATUS_OK;
+    if (r->kind != KIND_LIST && *given(c->o, r))
+        return status_fail(why, STATUS_BAD_OPTION,
+                           "%s: given twice (a line that begins with a blank continues the one before)",
+                           name);
+    *given(c->o, r) = true;
+    return set_value(c->o, r, value, why);
+}
+
+/* inih calls it for every `name = value` line; 0 makes this the line it reports. It goes on after a failure.
+ */
 static int config_line(void *user, const char *section, const char *name, const char *value)
 {
     struct config_reader *c = user;
-    if (section[0] && strcmp(section, "retro") != 0) {
-        c->status = status_fail(c->why, STATUS_BAD_OPTION, "%s: section [%s]: only [retro] is known", c->path,
-                                section);
-        return 0;
-    }
-    const struct row *r = find(name, strlen(name), c->command);
-    if (!r) {
-        /* One file may serve all commands: an option of another command is no error. */
-        if (find(name, strlen(name), CMD_ALL)) return 1;
-        c->status = status_fail(c->why, STATUS_BAD_OPTION, "%s: %s: no such option", c->path, name);
-        return 0;
-    }
-    if (c->command_line_given[r - table]) return 1; /* the command line wins */
-    struct reason why;
-    enum status status = set_value(c->o, r, value, &why);
-    if (status != STATUS_OK) {
-        c->status = status_fail(c->why, status, "%s: %.400s", c->path, why.text);
-        return 0;
-    }
-    *given(c->o, r) = true;
-    return 1;
+    if (c->status != STATUS_OK) return 0;
+    c->status = config_option(c, section, name, value);
+    return c->status == STATUS_OK;
 }
 
 static enum status read_config(struct options *o, int command, struct reason *why)
 {
-    struct config_reader c = {.o = o, .path = o->config, .command = command, .why = why};
+    struct config_reader c = {
+        .o = o, .command = command, .budget_given = o->given.kv_budget || o->given.kv_budget_tokens};
     for (int i = 0; i < n_rows; i++) c.command_line_given[i] = table[i].flag && *given(o, &table[i]);
-    int line = ini_parse(o->config, config_line, &c);
-    if (line == -1) return status_fail(why, STATUS_BAD_OPTION, "--config %s: %s", o->config, strerror(errno));
-    if (c.status != STATUS_OK) return c.status;
-    if (line != 0)
-        return status_fail(why, STATUS_BAD_OPTION, "%s:%d: expected `name = value`", o->config, line);
-    return STATUS_OK;
+    errno = 0;
+    FILE *f = fopen(o->config, "r");
+    int line = f ? ini_parse_file(f, config_line, &c) : -1, error = errno;
+    bool unread = !f || ferror(f); /* a folder opens and cannot be read */
+    if (f) fclose(f);
+    if (unread) return status_fail(why, STATUS_BAD_OPTION, "--config %s: %s", o->config, strerror(error));
+    if (line < 0) DIE(EXIT_CODE_MEMORY, NULL, "no memory to read %s", o->config);
+    if (line == 0) return STATUS_OK;
+    if (c.status == STATUS_OK)
+        status_fail(&c.why, c.status, "expected `name = value`, 199 characters at most");
+    return status_fail(why, STATUS_BAD_OPTION, "%s:%d: %.400s", o->config, line, c.why.text);
 }
 
 enum status options_parse(struct options *o, int command, int argc, char **argv, int first,
@@ -264,17 +291,16 @@ void options_close(struct options *o)
     *o = (struct options){0};
 }
 
-/* Help text from column `indent` to 100. */
-static void print_wrapped(FILE *f, const char *text, int column, int indent)
+/* `text` up to column 100; `column` is where the first line is, further ones begin with `start`. */
+static void print_wrapped(FILE *f, const char *start, const char *text, int column)
 {
-    while (*text) {
+    int n = column;
+    if (n == 0) n = fprintf(f, "%s", start);
+    for (bool first = true; *text; first = false) {
         size_t word = strcspn(text, " ");
-        if (column + (int)word > 100) {
-            fprintf(f, "\n%*s", indent, "");
-            column = indent;
-        }
-        fprintf(f, "%.*s ", (int)word, text);
-        column += (int)word + 1;
+        if (!first && n + 1 + (int)word > 100) n = fprintf(f, "\n%s", start) - 1;
+        else if (!first) n += fprintf(f, " ");
+        n += fprintf(f, "%.*s", (int)word, text);
         text += word + (text[word] == ' ');
     }
     fputc('\n', f);
@@ -290,27 +316,41 @@ void options_print_help(FILE *f, int command)
         if (group != printed) fprintf(f, "\n%s\n", printed = group);
         int n = fprintf(f, "  --%s %s", r->flag, r->value);
         n += fprintf(f, "%*s", n < 28 ? 28 - n : 1, "");
-        char text[512];
-        snprintf(text, sizeof text, "%s%s%s%s%s%s%s", r->help, r->range[0] ? " (" : "", r->range,
-                 r->range[0] && r->initial[0] ? "; default " : "", r->range[0] ? r->initial : "",
-                 r->range[0] ? ")" : "", "");
-        print_wrapped(f, text, n, 28);
+        char text[512], more[128] = "", indent[29];
+        snprintf(indent, sizeof indent, "%28s", "");
+        if (r->range[0] && r->initial[0])
+            snprintf(more, sizeof more, " (%s; default %s)", r->range, r->initial);
+        else if (r->range[0]) snprintf(more, sizeof more, " (%s)", r->range);
+        snprintf(text, sizeof text, "%s%s", r->help, more);
+        print_wrapped(f, indent, text, n);
     }
 }
 
 void options_print_config(FILE *f)
 {
-    fprintf(f, "; Every option of retro with its default; made by `retro help config`.\n"
-               "; Use a copy with --config FILE. The command line wins over the file. An option that the "
-               "command at hand\n"
-               "; does not take is skipped, so one file serves all commands; an unknown name is refused.\n");
+    fprintf(f, "# Every option of retro that a config file may hold, with its default; made by `retro help "
+               "config`.\n"
+               "#\n"
+               "# Take a copy, remove the ; before a line to change it, and give the copy with --config "
+               "FILE. The command\n"
+               "# line wins over the file. An option that the command at hand does not take is skipped, so "
+               "one file serves\n"
+               "# all commands; an unknown name, a bad value and a line over 199 characters are refused. A "
+               "blank and a ;\n"
+               "# end a value.\n");
     for (int i = 0; i < n_rows; i++) {
         const struct row *r = &table[i];
-        if (r->group) fprintf(f, "\n; ---- %s\n", r->group);
-        if (!r->flag || strcmp(r->flag, "config") == 0 || strcmp(r->flag, "help") == 0) continue;
-        fprintf(f, "\n; %s%s%s%s\n", r->help, r->range[0] ? " (" : "", r->range, r->range[0] ? ")" : "");
-        if (r->initial[0]) fprintf(f, "%s = %s\n", r->flag, r->initial);
-        else fprintf(f, "; %s = %s\n", r->flag, r->kind == KIND_FLAG ? "true" : r->value);
+        if (r->group) fprintf(f, "\n# ---- %s\n", r->group);
+        if (!in_config(r)) continue;
+        fputc('\n', f);
+        char text[512];
+        snprintf(text, sizeof text, "%s%s%s%s", r->help, r->range[0] ? " (" : "", r->range,
+                 r->range[0] ? ")" : "");
+        print_wrapped(f, "# ", text, 0);
+        fprintf(f, "# %s = %s\n", r->flag,
+                r->initial[0]          ? r->initial
+                : r->kind == KIND_FLAG ? "true"
+                                       : r->value);
     }
 }
 

@@ -2,8 +2,9 @@
  *
  * Order: defaults, then --preset, then --config FILE, then the command line. Unknown names, bad values,
  * values out of range, options that the command does not take and options given twice are refused with one
- * line that says what is possible. Nothing else in the program reads argv or the environment (launcher/boot.c
- * reads the launcher's). */
+ * line that says what is possible. In a config file an option of another command is skipped; one whose flag
+ * means different things to different commands is refused there. Nothing else in the program reads argv or
+ * the environment (launcher/boot.c reads the launcher's). */
 #ifndef RETRO_OPTIONS_H
 #define RETRO_OPTIONS_H
 
@@ -20,8 +21,10 @@ enum {
     CMD_EVAL = 2,
     CMD_INFO = 4,
     CMD_TOKENIZE = 8,
+    CMD_CHECK = 16,
     CMD_RUN = CMD_GENERATE | CMD_EVAL,
-    CMD_MODEL = CMD_RUN | CMD_INFO,
+    CMD_ENGINE = CMD_RUN | CMD_CHECK,
+    CMD_MODEL = CMD_ENGINE | CMD_INFO,
     CMD_ALL = CMD_MODEL | CMD_TOKENIZE,
 };
 

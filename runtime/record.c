@@ -10,7 +10,7 @@
 
 static const char magic[8] = {'R', 'E', 'T', 'R', 'O', 'R', 'E', 'C'};
 
-#define RECORD_VERSION 1u
+#define RECORD_VERSION 2u
 #define FRAME_MAX (64u << 20)
 
 static uint32_t digest(const struct engine_output *o, int vocab)
@@ -51,7 +51,10 @@ void record_write(struct recording *r, const struct step *s, const struct engine
     uint8_t *bytes = malloc(size);
     if (!bytes) DIE(EXIT_CODE_MEMORY, NULL, "no memory to record a step");
     retro__step_record__pack(&message, bytes);
-    if (fwrite(&size, sizeof size, 1, r->file) != 1 || fwrite(bytes, 1, size, r->file) != size)
+    uint32_t crc_of_frame = crc32_of(bytes, size);
+    if (fwrite(&size, sizeof size, 1, r->file) != 1 ||
+        fwrite(&crc_of_frame, sizeof crc_of_frame, 1, r->file) != 1 ||
+        fwrite(bytes, 1, size, r->file) != size)
         r->status = STATUS_IO;
     free(bytes);
     free(best);
@@ -100,27 +103,37 @@ enum status record_open(struct recording *r, const char *path, const struct step
     *r = (struct recording){.file = fopen(path, "rb"), .path = path};
     if (!r->file) return status_fail(why, STATUS_BAD_OPTION, "--replay %s: %s", path, strerror(errno));
     enum status status = read_head(r->file, path, &stored, why);
-    if (status != STATUS_OK) return status;
-    if (stored.vocab != limits->vocab || stored.n_layers != limits->n_layers ||
-        stored.block_tokens != limits->block_tokens)
-        return status_fail(
+    if (status == STATUS_OK && (stored.vocab != limits->vocab || stored.n_layers != limits->n_layers ||
+                                stored.block_tokens != limits->block_tokens))
+        status = status_fail(
             why, STATUS_BAD_INPUT,
             "--replay %s: made with %d layers, vocabulary %d, --block-size %d; this run has %d, %d, %d", path,
             stored.n_layers, stored.vocab, stored.block_tokens, limits->n_layers, limits->vocab,
             limits->block_tokens);
-    return STATUS_OK;
+    if (status == STATUS_OK && stored.window > limits->window)
+        status = status_fail(why, STATUS_BAD_INPUT, "--replay %s: made with --window %d, this run has %d",
+                             path, stored.window, limits->window);
+    if (status == STATUS_OK && stored.max_rows > limits->max_rows)
+        status = status_fail(why, STATUS_BAD_INPUT,
+                             "--replay %s: made for steps of %d rows, this run has %d: raise --prefill-chunk",
+                             path, stored.max_rows, limits->max_rows);
+    if (status == STATUS_OK) return STATUS_OK;
+    fclose(r->file);
+    r->file = NULL;
+    return status;
 }
 
 /* One frame; *end at the end of the file. */
 static enum status read_frame(struct recording *r, Retro__StepRecord **out, bool *end, struct reason *why)
 {
-    uint32_t size;
-    size_t got = fread(&size, 1, sizeof size, r->file);
-    *end = got == 0;
+    uint32_t head[2]; /* length, CRC-32 */
+    size_t got = fread(head, 1, sizeof head, r->file);
+    *end = got == 0 && !ferror(r->file);
     *out = NULL;
     if (*end) return STATUS_OK;
-    uint8_t *bytes = got == sizeof size && size <= FRAME_MAX ? malloc(size ? size : 1) : NULL;
-    if (bytes && fread(bytes, 1, size, r->file) == size) *out = retro__step_record__unpack(NULL, size, bytes);
+    uint8_t *bytes = got == sizeof head && head[0] <= FRAME_MAX ? malloc(head[0] + 1) : NULL;
+    if (bytes && fread(bytes, 1, head[0], r->file) == head[0] && crc32_of(bytes, head[0]) == head[1])
+        *out = retro__step_record__unpack(NULL, head[0], bytes);
     free(bytes);
     if (*out) return STATUS_OK;
     return status_fail(why, STATUS_BAD_INPUT, "--replay %s: damaged or cut off at step %ld", r->path,
@@ -141,6 +154,8 @@ enum status record_replay(struct recording *r, struct engine *e, long *n_steps, 
 {
     struct step step;
     step_open(&step, engine_limits(e));
+    int *n_set = calloc((size_t)step.limits.n_slots, sizeof *n_set); /* what the ranks will hold */
+    if (!n_set) DIE(EXIT_CODE_MEMORY, NULL, "no memory to replay %s", r->path);
     *n_differ = 0;
     *first_differ = -1;
     enum status status = STATUS_OK;
@@ -148,7 +163,8 @@ enum status record_replay(struct recording *r, struct engine *e, long *n_steps, 
         Retro__StepRecord *m;
         status = read_frame(r, &m, &end, why);
         if (status != STATUS_OK || end) break;
-        status = wire_unpack_step(&step, m->step.data, m->step.len, why);
+        status = wire_unpack_step(&r->wire, &step, m->step.data, m->step.len, why);
+        if (status == STATUS_OK) status = step_continue(&step, n_set, why);
         if (status == STATUS_OK && step.n_rows > 0) {
             struct engine_result result;
             engine_step(e, &step, &result);
@@ -161,6 +177,8 @@ enum status record_replay(struct recording *r, struct engine *e, long *n_steps, 
         r->n_steps++;
     }
     *n_steps = r->n_steps;
+    free(n_set);
+    wire_close(&r->wire);
     step_close(&step);
     if (r->file) fclose(r->file);
     r->file = NULL;

@@ -1,9 +1,12 @@
 /* record.h - steps with the digests of their results in a file, and back.
  *
  * A recording makes a run repeatable without its prompt, sampler or timing: replay executes the same plans
- * and names the first step whose result differs in a bit. File: "RETROREC", u32 version, the limits (11 x
- * i32), then frames of u32 length
- * + a packed StepRecord (comm/retro.proto). Numbers are little endian. */
+ * and names the first step whose result differs in a bit. It does not hold the model or the options that
+ * plans leave open (--page-size, --kv-dtype, the number of ranks): with others the results differ, and that
+ * is all that is said. Damaged files are refused with one line before the damaged step is executed.
+ *
+ * File: "RETROREC", u32 version, the limits (10 x i32), then frames: u32 length, u32 CRC-32, a packed
+ * StepRecord (comm/retro.proto). Numbers are little endian. */
 #ifndef RETRO_RECORD_H
 #define RETRO_RECORD_H
 

@@ -1,12 +1,11 @@
-/* seq.h - one sequence as rank 0 keeps it: its tokens, blocks, policy and where decode began.
+/* seq.h - one sequence as rank 0 keeps it: its tokens, blocks, policy and how far it was fed.
  *
- *      seq_open          seq_fed (prompt rows executed)     seq_fed (new token executed)
- *   ---------> PROMPT --------------------------> DECODE <--+  ---- seq_close ----> gone
- *                 ^------ while fed < n_prompt ------'
+ *      seq_open        step_add_prompt                  step_add_decode
+ *   ---------> PROMPT -----------------> DECODE <--+  ---- seq_close ----> gone
+ *                 ^-- while fed < n_prompt --'
  *
- * Invariants (seq_check): fed <= n_tokens; blocks cover exactly the tokens that were planned; first_decode is
- * the number of prompt tokens from the first decode step on. Memory for tokens and blocks is sized at open.
- */
+ * Invariants (seq_check): fed <= n_tokens <= capacity; the blocks cover what was fed. Decode begins at
+ * position n_prompt: rows before it are never revised. Memory for tokens and blocks is sized at open. */
 #ifndef RETRO_SEQ_H
 #define RETRO_SEQ_H
 
@@ -20,8 +19,9 @@ struct seq {
     struct policy policy;
     int32_t *token; /* (capacity) prompt, then what was generated or fed */
     int n_tokens, n_prompt, capacity;
-    int fed;        /* tokens whose rows were executed: keys and values of [0, fed) are in the cache */
-    int32_t *block; /* (capacity / B) */
+    int fed; /* tokens whose rows were planned: after that step keys and values of [0, fed) are in the cache
+              */
+    int32_t *block; /* (capacity / B, rounded up) */
     int n_blocks;
     int n_announced; /* blocks that the ranks' tables already hold */
     bool opened;     /* the ranks know the slot belongs to this sequence */

@@ -67,27 +67,17 @@ static void add_blocks(struct stage *s, const struct step *step, const struct st
     m->op->upload(m->device, s->table_device + (row - s->table_host) + q->first_block, row + q->first_block,
                   (size_t)q->n_blocks * sizeof *ids);
     m->op->reset_blocks(m->device, m->pool, ids, q->n_blocks, &m->dims);
-    s->n_blocks[q->slot] = q->first_block + q->n_blocks;
 }
 
-static enum status apply_seq(struct stage *s, const struct step *step, const struct step_seq *q,
-                             struct reason *why)
+static void apply_seq(struct stage *s, const struct step *step, const struct step_seq *q)
 {
     struct model *m = s->model;
     if (q->fresh) {
         s->policy[q->slot] = q->policy;
-        s->n_blocks[q->slot] = 0;
         m->op->fill(m->device, m->counters + (size_t)q->slot * COUNTER_COUNT, 0,
                     COUNTER_COUNT * sizeof(int64_t));
     }
-    if (q->first_block > s->n_blocks[q->slot])
-        return status_fail(why, STATUS_BAD_INPUT, "step %llu: slot %d continues its blocks at %d, it has %d",
-                           (unsigned long long)step->id, q->slot, q->first_block, s->n_blocks[q->slot]);
     if (q->n_blocks > 0) add_blocks(s, step, q);
-    if ((long)s->n_blocks[q->slot] * m->dims.B < q->position + q->n_rows)
-        return status_fail(why, STATUS_BAD_INPUT, "step %llu: slot %d has no block for position %d",
-                           (unsigned long long)step->id, q->slot, q->position + q->n_rows - 1);
-    return STATUS_OK;
 }
 
 static void add_rows(struct stage *s, const struct step *step, const struct step_seq *q, struct batch *b)
@@ -115,10 +105,11 @@ static void add_rows(struct stage *s, const struct step *step, const struct step
 
 enum status stage_step(struct stage *s, const struct step *step, struct batch *b, struct reason *why)
 {
+    enum status status = step_continue(step, s->n_blocks, why);
+    if (status != STATUS_OK) return status;
     *b = (struct batch){.n_rows = step->n_rows};
     for (int i = 0; i < step->n_seqs; i++) {
-        enum status status = apply_seq(s, step, &step->seq[i], why);
-        if (status != STATUS_OK) return status;
+        apply_seq(s, step, &step->seq[i]);
         add_rows(s, step, &step->seq[i], b);
     }
     b->token = s->d.token;

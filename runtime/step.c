@@ -34,6 +34,7 @@ static void add(struct step *s, struct seq *q, enum row_kind kind, int position,
                 enum step_want want)
 {
     ASSERT(s->n_seqs < s->limits.n_slots && s->n_rows + n_rows <= s->limits.max_rows);
+    ASSERT(q->n_blocks - q->n_announced <= s->limits.n_blocks - s->n_blocks);
     ASSERT(q->n_blocks * s->limits.block_tokens >= position + n_rows);
     int n_blocks = q->n_blocks - q->n_announced;
     s->seq[s->n_seqs++] = (struct step_seq){
@@ -136,5 +137,27 @@ enum status step_validate(const struct step *s, struct reason *why)
         if (s->block[i] < 0 || s->block[i] >= s->limits.n_blocks)
             return status_fail(why, STATUS_BAD_INPUT, "step %llu: block %d is outside the pool of %d",
                                (unsigned long long)s->id, s->block[i], s->limits.n_blocks);
+    return STATUS_OK;
+}
+
+enum status step_continue(const struct step *s, int *n_set, struct reason *why)
+{
+    for (int i = 0; i < s->n_seqs; i++) {
+        const struct step_seq *q = &s->seq[i];
+        int set = q->fresh ? 0 : n_set[q->slot];
+        if (q->first_block > set)
+            return status_fail(why, STATUS_BAD_INPUT,
+                               "step %llu: slot %d continues its blocks at %d, it has %d",
+                               (unsigned long long)s->id, q->slot, q->first_block, set);
+        if (q->n_blocks > 0) set = q->first_block + q->n_blocks;
+        if (set < (q->position + q->n_rows + s->limits.block_tokens - 1) / s->limits.block_tokens)
+            return status_fail(why, STATUS_BAD_INPUT, "step %llu: slot %d has no block for position %d",
+                               (unsigned long long)s->id, q->slot, q->position + q->n_rows - 1);
+    }
+    for (int i = 0; i < s->n_seqs; i++) { /* every slot is named once */
+        const struct step_seq *q = &s->seq[i];
+        if (q->n_blocks > 0) n_set[q->slot] = q->first_block + q->n_blocks;
+        else if (q->fresh) n_set[q->slot] = 0;
+    }
     return STATUS_OK;
 }

@@ -57,5 +57,9 @@ enum row_kind step_row_kind(const struct step_seq *q, int row);
 
 /* Checks a plan that came from outside against the limits: BAD_INPUT with the field. */
 enum status step_validate(const struct step *s, struct reason *why);
+/* Does a valid plan continue what the ranks hold? n_set (n_slots) is how many entries of each slot's block
+ * table are set; brought up to date. BAD_INPUT when blocks are missing in between or behind; n_set is then as
+ * it was. */
+enum status step_continue(const struct step *s, int *n_set, struct reason *why);
 
 #endif

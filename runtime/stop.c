@@ -31,6 +31,21 @@ static size_t undecided(const struct stop_filter *f)
     return longest;
 }
 
+/* Where the stop string begins that is complete first; of those that end together the longest. Nothing that
+ * comes later can change this choice, so it does not depend on how the text was cut into pieces. */
+static const char *find_stop(const struct stop_filter *f)
+{
+    const char *first = NULL, *first_end = NULL;
+    for (int i = 0; i < f->n_texts; i++) {
+        size_t n = strlen(f->text[i]);
+        const char *at = memmem(f->held, f->n_held, f->text[i], n);
+        if (!at || (first && at + n > first_end) || (first && at + n == first_end && at > first)) continue;
+        first = at;
+        first_end = at + n;
+    }
+    return first;
+}
+
 /* The caller is done with what the last call handed out. */
 static void drop_passed(struct stop_filter *f)
 {
@@ -52,11 +67,7 @@ const char *stop_push(struct stop_filter *f, const char *bytes, size_t n, size_t
     }
     memcpy(f->held + f->n_held, bytes, n);
     f->n_held += n;
-    const char *first = NULL;
-    for (int i = 0; i < f->n_texts; i++) {
-        const char *at = memmem(f->held, f->n_held, f->text[i], strlen(f->text[i]));
-        if (at && (!first || at < first)) first = at;
-    }
+    const char *first = find_stop(f);
     size_t keep = first ? 0 : undecided(f);
     *n_out = first ? (size_t)(first - f->held) : f->n_held - keep;
     f->stopped = first != NULL;

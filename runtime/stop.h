@@ -1,6 +1,7 @@
 /* stop.h - ends a text before any of several stop strings, although it arrives in pieces.
  *
- * Text is held back only while its end could still become a stop string. */
+ * Text is held back only while its end could still become a stop string. The stop string that is complete
+ * first ends the text (the longest of several that end together), however the text was cut into pieces. */
 #ifndef RETRO_STOP_H
 #define RETRO_STOP_H
 

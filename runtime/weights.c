@@ -29,6 +29,7 @@ struct visitor {
     const struct tensors *tensors;
     struct reason *why;
     struct arena *arena;
+    const enum dtype *matrix_dtype; /* of all matrices; NULL: as stored */
     const struct ops *op;
     struct device *device;
     bool progress;
@@ -156,7 +157,7 @@ static enum status visit_check(struct visitor *v, const struct part *p)
 static enum status visit_types(struct visitor *v, const struct part *p)
 {
     if (!p->matrix) return STATUS_OK;
-    enum dtype dtype = tensors_find(v->tensors, p->name)->dtype;
+    enum dtype dtype = v->matrix_dtype ? *v->matrix_dtype : tensors_find(v->tensors, p->name)->dtype;
     if (p->matrix->n == 0) *p->matrix = (struct matrix){.dtype = dtype, .n = p->total_rows, .k = p->n_cols};
     if (p->matrix->dtype != dtype) p->matrix->dtype = DTYPE_F32;
     return STATUS_OK;
@@ -167,8 +168,8 @@ static enum status visit_carve(struct visitor *v, const struct part *p)
     /* Fused parts are visited in order of to_row: the first carves for all. */
     if (!p->keep || p->to_row != 0) return STATUS_OK;
     if (p->matrix)
-        p->matrix->data =
-            arena_carve(v->arena, v->op->matrix_bytes(p->matrix->dtype, p->matrix->n, p->matrix->k));
+        p->matrix->data = arena_carve(
+            v->arena, v->op->matrix_bytes(v->device, p->matrix->dtype, p->matrix->n, p->matrix->k));
     else *p->vector = arena_carve(v->arena, (size_t)p->total_rows * sizeof(float));
     return STATUS_OK;
 }
@@ -273,11 +274,16 @@ enum status weights_check(const struct arch *a, const struct tensors *t, struct 
 }
 
 void weights_carve(struct weights *w, struct arena *arena, const struct arch *a, const struct shard *s,
-                   const struct tensors *t, const struct ops *op)
+                   const struct tensors *t, struct device *d, const enum dtype *matrix_dtype)
 {
     *w = (struct weights){.layer = calloc((size_t)a->n_layers, sizeof *w->layer)};
     if (!w->layer) DIE(EXIT_CODE_MEMORY, NULL, "no memory for the table of %d layers", a->n_layers);
-    struct visitor v = {.visit = visit_types, .tensors = t, .arena = arena, .op = op};
+    struct visitor v = {.visit = visit_types,
+                        .tensors = t,
+                        .arena = arena,
+                        .op = device_ops(d),
+                        .device = d,
+                        .matrix_dtype = matrix_dtype};
     walk(w, a, s, &v);
     v.visit = visit_carve;
     walk(w, a, s, &v);

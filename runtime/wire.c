@@ -9,9 +9,12 @@
 /* proto repeated uint32 fields and our int32 arrays hold the same non-negative values. */
 _Static_assert(sizeof(uint32_t) == sizeof(int32_t), "token ids travel as uint32");
 
+#define SCRATCH_MAX ((size_t)16 << 20) /* of what is kept; a message that needs more takes it from malloc */
+
 void wire_close(struct wire *w)
 {
     free(w->bytes);
+    free(w->scratch);
     *w = (struct wire){0};
 }
 
@@ -28,13 +31,22 @@ static void pack_policy(Retro__Policy *out, const struct policy *p)
     out->sink_pages = (uint32_t)p->sink_pages;
 }
 
+static void reserve_scratch(struct wire *w, size_t n)
+{
+    if (n <= w->scratch_bytes) return;
+    free(w->scratch);
+    w->scratch_bytes = 2 * n;
+    w->scratch = malloc(w->scratch_bytes);
+    if (!w->scratch) DIE(EXIT_CODE_MEMORY, NULL, "no memory to pack or unpack a step");
+}
+
 void wire_pack_step(struct wire *w, const struct step *s)
 {
     size_t n = (size_t)s->n_seqs;
-    Retro__StepSequence *seqs = calloc(n + 1, sizeof *seqs);
-    Retro__StepSequence **refs = calloc(n + 1, sizeof *refs);
-    Retro__Policy *policies = calloc(n + 1, sizeof *policies);
-    if (!seqs || !refs || !policies) DIE(EXIT_CODE_MEMORY, NULL, "no memory to pack a step");
+    reserve_scratch(w, (n + 1) * (sizeof(Retro__StepSequence) + sizeof(Retro__Policy) + sizeof(void *)));
+    Retro__StepSequence *seqs = w->scratch;
+    Retro__Policy *policies = (Retro__Policy *)(seqs + n);
+    Retro__StepSequence **refs = (Retro__StepSequence **)(policies + n);
     for (size_t i = 0; i < n; i++) {
         const struct step_seq *q = &s->seq[i];
         retro__step_sequence__init(&seqs[i]);
@@ -66,9 +78,6 @@ void wire_pack_step(struct wire *w, const struct step *s)
         if (!w->bytes) DIE(EXIT_CODE_MEMORY, NULL, "no memory to pack a step");
     }
     w->n_bytes = retro__step__pack(&message, w->bytes);
-    free(seqs);
-    free(refs);
-    free(policies);
 }
 
 /* Values above INT32_MAX become -1, which every later check refuses. */
@@ -124,11 +133,39 @@ static enum status unpack(struct step *s, const Retro__Step *m, struct reason *w
     return step_validate(s, why);
 }
 
-enum status wire_unpack_step(struct step *s, const void *bytes, size_t n_bytes, struct reason *why)
+/* protobuf-c's allocator over the scratch: pieces are handed out one after another and all given back at
+ * once. */
+struct pieces {
+    char *begin;
+    size_t used, capacity, wanted;
+};
+
+static void *piece_alloc(void *user, size_t n)
 {
-    Retro__Step *m = retro__step__unpack(NULL, n_bytes, bytes);
-    if (!m) return status_fail(why, STATUS_BAD_INPUT, "a step message of %zu bytes does not parse", n_bytes);
-    enum status status = unpack(s, m, why);
-    retro__step__free_unpacked(m, NULL);
+    struct pieces *p = user;
+    size_t size = (n + 15) / 16 * 16;
+    p->wanted += size;
+    if (size > p->capacity - p->used) return malloc(n);
+    p->used += size;
+    return p->begin + p->used - size;
+}
+
+static void piece_free(void *user, void *piece)
+{
+    const struct pieces *p = user;
+    if ((uintptr_t)piece - (uintptr_t)p->begin >= p->capacity) free(piece);
+}
+
+enum status wire_unpack_step(struct wire *w, struct step *s, const void *bytes, size_t n_bytes,
+                             struct reason *why)
+{
+    struct pieces pieces = {.begin = w->scratch, .capacity = w->scratch_bytes};
+    ProtobufCAllocator allocator = {piece_alloc, piece_free, &pieces};
+    Retro__Step *m = retro__step__unpack(&allocator, n_bytes, bytes);
+    enum status status =
+        m ? unpack(s, m, why)
+          : status_fail(why, STATUS_BAD_INPUT, "a step message of %zu bytes does not parse", n_bytes);
+    if (m) retro__step__free_unpacked(m, &allocator);
+    if (pieces.wanted > w->scratch_bytes && pieces.wanted <= SCRATCH_MAX) reserve_scratch(w, pieces.wanted);
     return status;
 }

@@ -10,14 +10,19 @@
 
 #include "runtime/step.h"
 
-struct wire {
+struct wire {       /* zero to begin with */
     uint8_t *bytes; /* the packed message; valid until the next pack */
     size_t n_bytes, capacity;
+    void
+        *scratch; /* what packing and unpacking need meanwhile; grows, so that later steps allocate nothing */
+    size_t scratch_bytes;
 };
 
 void wire_close(struct wire *w);
 void wire_pack_step(struct wire *w, const struct step *s);
-/* Into a step opened with the limits to check against. */
-enum status wire_unpack_step(struct step *s, const void *bytes, size_t n_bytes, struct reason *why);
+/* Into a step opened with the limits to check against; with any other status than OK the step is not to be
+ * used. */
+enum status wire_unpack_step(struct wire *w, struct step *s, const void *bytes, size_t n_bytes,
+                             struct reason *why);
 
 #endif

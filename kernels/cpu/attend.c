@@ -62,8 +62,9 @@ struct cursor {
     bool first;
 };
 
-size_t cpu_attend_part_bytes(const struct dims *m)
+size_t cpu_attend_part_bytes(struct device *d, const struct dims *m)
 {
+    (void)d;
     size_t n = (size_t)decode_rows_max(m) * (size_t)splits_of(m->C / m->P, m) * (size_t)m->Hr;
     return n * ((size_t)m->E + 2) * sizeof(float);
 }

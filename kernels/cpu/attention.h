@@ -200,10 +200,10 @@ void cpu_deal(struct device *d, void (*fn)(void *arg, int item, int thread), voi
 void cpu_rope_store(struct device *d, float *q, const float *qkv, const float *rope, const float *q_norm,
                     const float *k_norm, const struct kv_layer *kv, const struct batch *b,
                     const struct dims *m);
-size_t cpu_select_scratch_bytes(const struct dims *m);
+size_t cpu_select_scratch_bytes(struct device *d, const struct dims *m);
 void cpu_select(struct device *d, int32_t *pages, int32_t *count, const float *q, const struct kv_layer *kv,
                 const struct batch *b, void *scratch, const struct dims *m);
-size_t cpu_attend_part_bytes(const struct dims *m);
+size_t cpu_attend_part_bytes(struct device *d, const struct dims *m);
 void cpu_attend(struct device *d, void *part, const float *q, const struct kv_layer *kv, const int32_t *pages,
                 const int32_t *count, const struct batch *b, const struct dims *m);
 void cpu_merge(struct device *d, void *out, const void *part, const struct kv_layer *kv, const int32_t *pages,

@@ -22,6 +22,7 @@ struct cpu_device {
     const struct silu_table *silu;
     float *pack; /* scratch of cpu_linear, pack_floats long; grows in matrix_put, so not in a step */
     size_t pack_floats;
+    double mark_us[MARKS_MAX];
 };
 
 static inline struct cpu_device *cpu_of(struct device *d) { return (struct cpu_device *)d; }
@@ -55,7 +56,12 @@ void cpu_transfer(struct device *d, void *dst, const void *src, size_t bytes);
 void cpu_fill(struct device *d, void *dst, int byte, size_t bytes);
 void cpu_sync(struct device *d);
 void *cpu_stream(struct device *d);
-size_t cpu_matrix_bytes(enum dtype dtype, int n, int k);
+void cpu_mark(struct device *d, int i);
+double cpu_mark_us(struct device *d, int i);
+void cpu_range(struct device *d, const char *name);
+bool cpu_graph_launch(struct device *d, uint64_t key);
+void cpu_graph_end(struct device *d);
+size_t cpu_matrix_bytes(struct device *d, enum dtype dtype, int n, int k);
 void cpu_matrix_put(struct device *d, struct matrix *w, int row0, int n_rows, const void *src_host,
                     enum dtype src_dtype, size_t src_stride);
 void cpu_embed(struct device *d, float *x, const struct batch *b, const struct matrix *table,

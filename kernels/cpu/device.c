@@ -13,6 +13,7 @@
 
 static const struct ops cpu_ops = {
     .name = "cpu",
+    .mixed_types = true,
     .mem_alloc = cpu_mem_alloc,
     .mem_free = cpu_mem_free,
     .host_alloc = cpu_mem_alloc,
@@ -24,6 +25,11 @@ static const struct ops cpu_ops = {
     .sync = cpu_sync,
     .mem_available = cpu_mem_available,
     .stream = cpu_stream,
+    .mark = cpu_mark,
+    .mark_us = cpu_mark_us,
+    .range = cpu_range,
+    .graph_launch = cpu_graph_launch,
+    .graph_end = cpu_graph_end,
     .matrix_bytes = cpu_matrix_bytes,
     .matrix_put = cpu_matrix_put,
     .embed = cpu_embed,

@@ -4,8 +4,9 @@
 #include "kernels/cpu/linear.h"
 #include "runtime/base/die.h"
 
-size_t cpu_matrix_bytes(enum dtype dtype, int n, int k)
+size_t cpu_matrix_bytes(struct device *d, enum dtype dtype, int n, int k)
 {
+    (void)d;
     ASSERT(n > 0 && k > 0);
     return (size_t)linear_blocks(n) * linear_block_bytes(dtype, k);
 }

@@ -40,8 +40,9 @@ static size_t score_stride(const struct dims *m)
     return (size_t)(m->C / m->P + TILE_COLS - 1) / TILE_COLS * TILE_COLS;
 }
 
-size_t cpu_select_scratch_bytes(const struct dims *m)
+size_t cpu_select_scratch_bytes(struct device *d, const struct dims *m)
 {
+    (void)d;
     return (size_t)m->max_spans * (size_t)m->Qr * score_stride(m) * sizeof(float);
 }
 

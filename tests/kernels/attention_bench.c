@@ -146,8 +146,8 @@ static void open_bench(struct bench *k, const struct shape *s, int context, int 
     k->pages = memory(k, (size_t)(m->Kr * (context / P)) * sizeof(int32_t));
     k->count = memory(k, (size_t)m->Kr * sizeof(int32_t));
     k->counters = memory(k, COUNTER_COUNT * sizeof(int64_t));
-    k->part = memory(k, k->op->attend_part_bytes(m));
-    k->scratch = memory(k, k->op->select_scratch_bytes(m));
+    k->part = memory(k, k->op->attend_part_bytes(k->device, m));
+    k->scratch = memory(k, k->op->select_scratch_bytes(k->device, m));
     uint32_t x = 1;
     for (size_t i = 0; i < k->pool_bytes / 2; i++) {
         x = x * 1664525 + 1013904223;
@@ -177,8 +177,8 @@ static void close_bench(struct bench *k)
     k->op->mem_free(k->device, k->pages, (size_t)(m->Kr * (m->C / m->P)) * sizeof(int32_t));
     k->op->mem_free(k->device, k->count, (size_t)m->Kr * sizeof(int32_t));
     k->op->mem_free(k->device, k->counters, COUNTER_COUNT * sizeof(int64_t));
-    k->op->mem_free(k->device, k->part, k->op->attend_part_bytes(m));
-    k->op->mem_free(k->device, k->scratch, k->op->select_scratch_bytes(m));
+    k->op->mem_free(k->device, k->part, k->op->attend_part_bytes(k->device, m));
+    k->op->mem_free(k->device, k->scratch, k->op->select_scratch_bytes(k->device, m));
     device_close(k->device);
 }
 

@@ -122,8 +122,8 @@ void world_open(struct world *w, const struct world_config *c)
     w->pages =
         zeroed((size_t)(WORLD_MAX_SPANS * m->Kr * (m->C / m->P)) * sizeof(int32_t) + (size_t)canary_bytes);
     w->count = zeroed((size_t)(WORLD_MAX_SPANS * m->Kr) * sizeof(int32_t) + (size_t)canary_bytes);
-    w->part = zeroed(w->op->attend_part_bytes(m) + (size_t)canary_bytes);
-    w->scratch = zeroed(w->op->select_scratch_bytes(m) + (size_t)canary_bytes);
+    w->part = zeroed(w->op->attend_part_bytes(w->device, m) + (size_t)canary_bytes);
+    w->scratch = zeroed(w->op->select_scratch_bytes(w->device, m) + (size_t)canary_bytes);
     w->b.block_table = w->block_table;
     w->b.position = w->position;
     w->b.slot = w->slot;
@@ -228,8 +228,8 @@ void world_run(struct world *w, bool check)
     memset((char *)w->q + q_bytes, 0xff, (size_t)canary_bytes);
     memset(w->pages + list, 0xff, (size_t)canary_bytes);
     memset(w->count + heads, 0xff, (size_t)canary_bytes);
-    memset((char *)w->part + op->attend_part_bytes(m), 0xff, (size_t)canary_bytes);
-    memset((char *)w->scratch + op->select_scratch_bytes(m), 0xff, (size_t)canary_bytes);
+    memset((char *)w->part + op->attend_part_bytes(w->device, m), 0xff, (size_t)canary_bytes);
+    memset((char *)w->scratch + op->select_scratch_bytes(w->device, m), 0xff, (size_t)canary_bytes);
     memset(w->out, 0xff, w->out_bytes + (size_t)canary_bytes);
     memset(w->out_before, 0xff, w->out_bytes + (size_t)canary_bytes);
 
@@ -248,8 +248,8 @@ void world_run(struct world *w, bool check)
 
     const unsigned char *ends[] = {(unsigned char *)w->q + q_bytes, (unsigned char *)(w->pages + list),
                                    (unsigned char *)(w->count + heads),
-                                   (unsigned char *)w->part + op->attend_part_bytes(m),
-                                   (unsigned char *)w->scratch + op->select_scratch_bytes(m)};
+                                   (unsigned char *)w->part + op->attend_part_bytes(w->device, m),
+                                   (unsigned char *)w->scratch + op->select_scratch_bytes(w->device, m)};
     for (size_t i = 0; i < sizeof ends / sizeof *ends; i++)
         for (int j = 0; j < canary_bytes; j++)
             if (ends[i][j] != 0xff) fail_msg("canary %zu behind an output was overwritten at byte %d", i, j);

@@ -180,7 +180,7 @@ static struct matrix *fill_matrices(struct device *d, const struct shape *s, cha
 {
     const struct ops *ops = device_ops(d);
     struct matrix *w = calloc((size_t)s->copies, sizeof *w);
-    size_t each = ops->matrix_bytes(DTYPE_BF16, s->n, s->k);
+    size_t each = ops->matrix_bytes(d, DTYPE_BF16, s->n, s->k);
     *bytes = each * (size_t)s->copies;
     *memory = ops->mem_alloc(d, *bytes);
     uint16_t *row = malloc((size_t)s->k * 2);
@@ -200,7 +200,7 @@ static void bench_rows(struct device *d, const struct shape *s, const struct mat
 {
     int passes = rows > 16 ? 1 : 4, n = rows > 16 && s->copies > 16 ? 16 : s->copies * passes;
     double *gemm = malloc((size_t)n * sizeof *gemm), *stream = malloc((size_t)n * sizeof *stream);
-    size_t bytes = device_ops(d)->matrix_bytes(DTYPE_BF16, s->n, s->k);
+    size_t bytes = device_ops(d)->matrix_bytes(d, DTYPE_BF16, s->n, s->k);
     for (int i = 0; i < n; i++) {
         double t0 = now(), p0 = processor_now();
         device_ops(d)->linear(d, y, x, &w[i % s->copies], NULL, rows);

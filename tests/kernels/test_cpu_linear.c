@@ -29,8 +29,8 @@ static void world_open(struct world *s, struct device *d, int n, int k, int rows
     for (size_t i = 0; i < un * uk; i++) set_element(s->weights, i, dtype, random_float(&seed));
     /* The packed memory begins as NaN everywhere: what put leaves out, in pads too, must never reach a
      * result. */
-    s->w = (struct matrix){guard_open(&s->w_guard, s->ops->matrix_bytes(dtype, n, k)), dtype, n, k};
-    memset(s->w.data, 0xff, s->ops->matrix_bytes(dtype, n, k));
+    s->w = (struct matrix){guard_open(&s->w_guard, s->ops->matrix_bytes(s->d, dtype, n, k)), dtype, n, k};
+    memset(s->w.data, 0xff, s->ops->matrix_bytes(s->d, dtype, n, k));
     s->ops->matrix_put(d, &s->w, 0, n, s->weights, dtype, uk);
     s->x = guard_open_skewed(&s->x_guard, ur * uk * dtype_bytes(act), 1);
     for (size_t i = 0; i < ur * uk; i++) set_element(s->x, i, act, random_float(&seed));
@@ -207,7 +207,7 @@ static void put_converts_and_places_every_element(void **state)
     for (enum dtype from = 0; from < DTYPE_COUNT; from++)
         for (enum dtype to = 0; to < DTYPE_COUNT; to++)
             for (int cut = 0; cut <= N; cut += 5) {
-                size_t bytes = ops->matrix_bytes(to, N, K);
+                size_t bytes = ops->matrix_bytes(d, to, N, K);
                 struct guard guard, y_guard;
                 struct matrix w = {guard_open(&guard, bytes), to, N, K};
                 float *y = guard_open(&y_guard, (size_t)K * N * sizeof *y), eye[K * K] = {0};
@@ -246,7 +246,7 @@ static void special_values_pass_through(void **state)
         for (int t = 0; t < 3; t++) {
             /* Output 0 has an infinity, 1 a NaN, 2 is finite; subnormal products of f32 are kept. */
             float weights[3][3] = {{1, INFINITY, 1}, {1, NAN, 1}, {1, 2, 3}}, x[3] = {1, 0x1p-130f, 1}, y[3];
-            struct matrix w = {malloc(device_ops(d)->matrix_bytes(types[t], 3, 3)), types[t], 3, 3};
+            struct matrix w = {malloc(device_ops(d)->matrix_bytes(d, types[t], 3, 3)), types[t], 3, 3};
             device_ops(d)->matrix_put(d, &w, 0, 3, weights, DTYPE_F32, 3);
             device_ops(d)->linear(d, y, x, &w, NULL, 1);
             assert_true(isinf(y[0]) && isnan(y[1]) && y[2] == 4);

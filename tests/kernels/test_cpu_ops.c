@@ -66,7 +66,7 @@ static void embed_gathers_this_ranks_rows(void **state)
                 struct batch b = {.n_rows = T, .token = token};
                 size_t D = (size_t)m.D;
                 float *weights = random_floats(V * D, (uint64_t)i, 2);
-                struct matrix w = {malloc(ops->matrix_bytes(t, V, m.D)), t, V, m.D};
+                struct matrix w = {malloc(ops->matrix_bytes(d, t, V, m.D)), t, V, m.D};
                 ops->matrix_put(d, &w, 0, V, weights, DTYPE_F32, D);
                 struct guard g;
                 float *x = guard_open(&g, T * D * sizeof *x);
