@@ -1,4 +1,5 @@
-/* chat.c - opens a folder's chat template and renders conversations; chat_recognise.c tells the families apart. */
+/* chat.c - opens a folder's chat template and renders conversations; chat_recognise.c tells the families
+ * apart. */
 #include "runtime/chat.h"
 
 #include <stdlib.h>
@@ -13,8 +14,8 @@
 const char *chat_format_name(enum chat_format f)
 {
     static const char *const names[CHAT_FORMAT_COUNT] = {
-        [CHAT_NONE] = "none",       [CHAT_CHATML] = "chatml",   [CHAT_LLAMA2] = "llama2",
-        [CHAT_LLAMA3] = "llama3",   [CHAT_MISTRAL] = "mistral", [CHAT_DEEPSEEK_R1] = "deepseek-r1",
+        [CHAT_NONE] = "none",     [CHAT_CHATML] = "chatml",   [CHAT_LLAMA2] = "llama2",
+        [CHAT_LLAMA3] = "llama3", [CHAT_MISTRAL] = "mistral", [CHAT_DEEPSEEK_R1] = "deepseek-r1",
     };
     ASSERT(f < CHAT_FORMAT_COUNT);
     return names[f];
@@ -55,7 +56,8 @@ enum status chat_open(struct chat_template *c, const char *dir, struct reason *w
                              "tokenizer_config.json): give the prompt without --chat",
                              dir);
     if (status == STATUS_OK && file && utf8_valid_prefix(file, n) != n)
-        status = status_fail(why, STATUS_BAD_MODEL, "%.300s/chat_template.jinja: is not UTF-8: fetch it again", dir);
+        status = status_fail(why, STATUS_BAD_MODEL,
+                             "%.300s/chat_template.jinja: is not UTF-8: fetch it again", dir);
     if (status == STATUS_OK) {
         c->bos = copy_string(tokenizer_config_token(config, "bos_token"));
         c->eos = copy_string(tokenizer_config_token(config, "eos_token"));
@@ -127,7 +129,8 @@ static struct span behind_last(struct span text, const char *mark)
 {
     size_t n = strlen(mark);
     for (size_t i = text.n + 1; i-- > 0;)
-        if (text.n - i >= n && !memcmp(text.s + i, mark, n)) return (struct span){text.s + i + n, text.n - i - n};
+        if (text.n - i >= n && !memcmp(text.s + i, mark, n))
+            return (struct span){text.s + i + n, text.n - i - n};
     return text;
 }
 
@@ -186,9 +189,11 @@ static void qwen3_assistant(struct buffer *out, struct span content, bool behind
     buffer_free(&text);
 }
 
-static void render_chatml(const struct chat_template *c, const struct chat_message *m, int n, struct buffer *out)
+static void render_chatml(const struct chat_template *c, const struct chat_message *m, int n,
+                          struct buffer *out)
 {
-    if (c->default_system && !is_role(&m[0], "system")) chatml_turn(out, "system", span_of(c->default_system));
+    if (c->default_system && !is_role(&m[0], "system"))
+        chatml_turn(out, "system", span_of(c->default_system));
     int query = last_query(m, n);
     for (int i = 0; i < n; i++) {
         struct span content = span_of(m[i].content);
@@ -198,7 +203,8 @@ static void render_chatml(const struct chat_template *c, const struct chat_messa
     }
 }
 
-static void render_llama3(const struct chat_template *c, const struct chat_message *m, int n, struct buffer *out)
+static void render_llama3(const struct chat_template *c, const struct chat_message *m, int n,
+                          struct buffer *out)
 {
     const struct chat_shape *shape = c->shape;
     if (shape->system_lines) {
@@ -227,7 +233,8 @@ static void put_turn(struct buffer *out, const struct chat_turn *turn, struct sp
     buffer_append_string(out, turn->after);
 }
 
-static void render_deepseek(const struct chat_template *c, const struct chat_message *m, int n, struct buffer *out)
+static void render_deepseek(const struct chat_template *c, const struct chat_message *m, int n,
+                            struct buffer *out)
 {
     const struct chat_shape *shape = c->shape;
     struct buffer system = {0};
@@ -249,8 +256,8 @@ static void render_deepseek(const struct chat_template *c, const struct chat_mes
     }
 }
 
-static enum status render_inst(const struct chat_template *c, const struct chat_message *m, int n, struct buffer *out,
-                               struct reason *why)
+static enum status render_inst(const struct chat_template *c, const struct chat_message *m, int n,
+                               struct buffer *out, struct reason *why)
 {
     const struct chat_shape *shape = c->shape;
     const char *system = NULL;
@@ -264,9 +271,10 @@ static enum status render_inst(const struct chat_template *c, const struct chat_
     }
     for (int i = 0; i < n; i++) {
         if (!is_role(&m[i], i % 2 ? "assistant" : "user"))
-            return status_fail(why, STATUS_BAD_INPUT,
-                               "message %d is of the %s: this model's chat template wants user and assistant in turn",
-                               i + 1 + (system != NULL), m[i].role);
+            return status_fail(
+                why, STATUS_BAD_INPUT,
+                "message %d is of the %s: this model's chat template wants user and assistant in turn",
+                i + 1 + (system != NULL), m[i].role);
         bool carries = system && i == (shape->system_last ? n - 1 : 0);
         struct buffer content = {0};
         if (carries) {
@@ -285,23 +293,25 @@ static enum status render_inst(const struct chat_template *c, const struct chat_
 /* ------------------------------------------------------------------------------------------ render */
 static enum status check_messages(const struct chat_message *m, int n, struct reason *why)
 {
-    if (n < 1) return status_fail(why, STATUS_BAD_INPUT, "the conversation has no messages: give at least one");
+    if (n < 1)
+        return status_fail(why, STATUS_BAD_INPUT, "the conversation has no messages: give at least one");
     for (int i = 0; i < n; i++) {
         size_t length = strlen(m[i].content), valid = utf8_valid_prefix(m[i].content, length);
         if (!is_role(&m[i], "system") && !is_role(&m[i], "user") && !is_role(&m[i], "assistant"))
-            return status_fail(why, STATUS_BAD_INPUT,
-                               "message %d has the role \"%.40s\": needs system, user or assistant; tools are not "
-                               "covered",
-                               i + 1, m[i].role);
+            return status_fail(
+                why, STATUS_BAD_INPUT,
+                "message %d has the role \"%.40s\": needs system, user or assistant; tools are not "
+                "covered",
+                i + 1, m[i].role);
         if (valid != length)
-            return status_fail(why, STATUS_BAD_INPUT, "message %d is not UTF-8: byte %zu is 0x%02x", i + 1, valid,
-                               (unsigned)(uint8_t)m[i].content[valid]);
+            return status_fail(why, STATUS_BAD_INPUT, "message %d is not UTF-8: byte %zu is 0x%02x", i + 1,
+                               valid, (unsigned)(uint8_t)m[i].content[valid]);
     }
     return STATUS_OK;
 }
 
-enum status chat_render(const struct chat_template *c, const struct chat_message *messages, int n_messages, char **text,
-                        struct reason *why)
+enum status chat_render(const struct chat_template *c, const struct chat_message *messages, int n_messages,
+                        char **text, struct reason *why)
 {
     *text = NULL;
     enum status status = check_messages(messages, n_messages, why);

@@ -1,8 +1,8 @@
 /* chat_recognise.c - which family a chat template belongs to, and what it says beside that.
  *
- * A template is taken for a family by a marker string; then every string that the family leaves open must be found in
- * it, and constructs known to mean something else are refused, so that a foreign template is an error and not a prompt
- * the model was never trained on. */
+ * A template is taken for a family by a marker string; then every string that the family leaves open must be
+ * found in it, and constructs known to mean something else are refused, so that a foreign template is an
+ * error and not a prompt the model was never trained on. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -11,7 +11,9 @@
 #include "runtime/chat_shape.h"
 
 #define DEEPSEEK_USER "<\xef\xbd\x9cUser\xef\xbd\x9c>"
-#define DEEPSEEK_ASSISTANT "<\xef\xbd\x9c" "Assistant\xef\xbd\x9c>"
+#define DEEPSEEK_ASSISTANT                                                                                   \
+    "<\xef\xbd\x9c"                                                                                          \
+    "Assistant\xef\xbd\x9c>"
 
 struct recogniser {
     struct chat_template *c;
@@ -38,7 +40,8 @@ static char *copy_string(const char *s)
     return buffer_take(&b);
 }
 
-/* The first tag of nothing but literals, from `from` on, whose text begins with `prefix`; malloc'd or NULL. */
+/* The first tag of nothing but literals, from `from` on, whose text begins with `prefix`; malloc'd or NULL.
+ */
 static char *find_literal(const struct recogniser *r, int from, const char *prefix)
 {
     for (int i = from; i < r->scan.n_tags; i++) {
@@ -59,7 +62,8 @@ static char *find_set(const struct recogniser *r, const char *name)
     return NULL;
 }
 
-/* The literal behind the template's last add_generation_prompt, where it begins with `header`; else `header`. */
+/* The literal behind the template's last add_generation_prompt, where it begins with `header`; else `header`.
+ */
 static void read_generation(struct recogniser *r, const char *header)
 {
     size_t behind = 0;
@@ -76,7 +80,8 @@ static bool read_turn(const struct recogniser *r, const struct chat_tag *tag, st
 {
     int content, other;
     if (tag->has_other || chat_tag_count(tag, CHAT_TERM_CONTENT, &content) != 1) return false;
-    if (chat_tag_count(tag, CHAT_TERM_ROLE, &other) || chat_tag_count(tag, CHAT_TERM_SYSTEM, &other)) return false;
+    if (chat_tag_count(tag, CHAT_TERM_ROLE, &other) || chat_tag_count(tag, CHAT_TERM_SYSTEM, &other))
+        return false;
     struct buffer sides[2] = {{0}, {0}};
     for (int i = 0; i < tag->n_terms; i++) {
         const struct chat_term *term = &tag->terms[i];
@@ -122,7 +127,8 @@ static enum status recognise_chatml(struct recogniser *r)
     for (int from = 0; from < r->scan.n_tags && !r->c->default_system; from++) {
         char *text = chat_tag_literal(&r->scan.tags[from]);
         size_t n = text ? strlen(text) : 0, n_begin = strlen(system_begin), n_end = strlen(system_end);
-        if (n > n_begin + n_end && !strncmp(text, system_begin, n_begin) && !strcmp(text + n - n_end, system_end)) {
+        if (n > n_begin + n_end && !strncmp(text, system_begin, n_begin) &&
+            !strcmp(text + n - n_end, system_end)) {
             text[n - n_end] = '\0';
             r->c->default_system = copy_string(text + n_begin);
         }
@@ -142,7 +148,8 @@ static enum status recognise_llama3(struct recogniser *r)
     r->c->format = CHAT_LLAMA3;
     r->c->shape->trim = has(r, "trim");
     if (has(r, "Today Date")) {
-        char *cutting = find_literal(r, 0, "Cutting Knowledge Date: "), *today = find_literal(r, 0, "Today Date: ");
+        char *cutting = find_literal(r, 0, "Cutting Knowledge Date: "),
+             *today = find_literal(r, 0, "Today Date: ");
         char *date = find_set(r, "date_string");
         struct buffer lines = {0};
         if (cutting) buffer_append_string(&lines, cutting);
@@ -189,7 +196,8 @@ static enum status recognise_inst(struct recogniser *r)
     bool llama2 = has(r, "<<SYS>>");
     r->c->format = llama2 ? CHAT_LLAMA2 : CHAT_MISTRAL;
     shape->generation = copy_string("");
-    if (has(r, "[SYSTEM_PROMPT]") || has(r, "true == true")) return refuse(r, "places the system message its own way");
+    if (has(r, "[SYSTEM_PROMPT]") || has(r, "true == true"))
+        return refuse(r, "places the system message its own way");
     for (int i = 0; i < r->scan.n_tags; i++) {
         const struct chat_tag *tag = &r->scan.tags[i];
         int at, content, system;
@@ -210,7 +218,8 @@ static enum status recognise_inst(struct recogniser *r)
         }
     }
     if (!r->c->bos || !r->c->eos) return refuse(r, "needs bos_token and eos_token in tokenizer_config.json");
-    if (!shape->user.before || !shape->assistant.before) return refuse(r, "has no [INST] turns of a known form");
+    if (!shape->user.before || !shape->assistant.before)
+        return refuse(r, "has no [INST] turns of a known form");
     shape->system_last = has(r, "loop.last and system_message");
     if (has(r, "[INST]") && has(r, "system_message") && !shape->system_between)
         return refuse(r, "places the system message its own way");

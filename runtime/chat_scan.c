@@ -1,4 +1,5 @@
-/* chat_scan.c - tags and sums of a Jinja template. Jinja's strings are Python's: the usual backslash escapes. */
+/* chat_scan.c - tags and sums of a Jinja template. Jinja's strings are Python's: the usual backslash escapes.
+ */
 #include "runtime/chat_scan.h"
 
 #include <stdlib.h>
@@ -70,7 +71,8 @@ static bool cut_trim(const char *s, size_t *n)
         *n = k - (sizeof strip - 1);
         return true;
     }
-    if (k <= sizeof filter - 1 || memcmp(s + k - (sizeof filter - 1), filter, sizeof filter - 1) != 0) return false;
+    if (k <= sizeof filter - 1 || memcmp(s + k - (sizeof filter - 1), filter, sizeof filter - 1) != 0)
+        return false;
     k -= sizeof filter - 1;
     while (k && is_blank(s[k - 1])) k--;
     if (!k || s[k - 1] != '|') return false;
@@ -90,9 +92,11 @@ static bool is_one_of(const char *s, size_t n, const char *const *names, size_t 
 
 static struct chat_term read_term(const char *s, size_t n)
 {
-    static const char *const contents[] = {"message['content']", "message[\"content\"]", "message.content", "content"};
+    static const char *const contents[] = {"message['content']", "message[\"content\"]", "message.content",
+                                           "content"};
     static const char *const roles[] = {"message['role']", "message[\"role\"]", "message.role"};
-    static const char *const systems[] = {"system_message"}, *const bos[] = {"bos_token"}, *const eos[] = {"eos_token"};
+    static const char *const systems[] = {"system_message"}, *const bos[] = {"bos_token"},
+                             *const eos[] = {"eos_token"};
     struct chat_term term = {.kind = CHAT_TERM_OTHER};
     trim(&s, &n);
     if (n >= 2 && (*s == '\'' || *s == '"') && skip_string(s, 0, n) == n && s[n - 1] == *s) {
@@ -166,7 +170,8 @@ void chat_scan_open(struct chat_scan *s, const char *template)
         const char end[3] = {kind == '{' ? '}' : kind, '}', 0};
         size_t from = at + 2, to = from;
         while (to < n && strncmp(template + to, end, 2) != 0)
-            to = kind != '#' && (template[to] == '\'' || template[to] == '"') ? skip_string(template, to, n) : to + 1;
+            to = kind != '#' && (template[to] == '\'' || template[to] == '"') ? skip_string(template, to, n)
+                                                                              : to + 1;
         if (to >= n) return;
         if (kind != '#' && s->n_tags < TAGS_MAX) {
             if (s->n_tags == capacity) {

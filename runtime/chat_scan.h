@@ -1,6 +1,7 @@
 /* chat_scan.h - the few things of a Jinja chat template that are read: its tags, and sums of strings in them.
  *
- * No Jinja is run. A template is a list of tags {{ ... }} and {% ... %}; a tag that adds up literals and known names
+ * No Jinja is run. A template is a list of tags {{ ... }} and {% ... %}; a tag that adds up literals and
+ * known names
  * ('[INST] ' + message['content'] | trim + eos_token) becomes a list of terms, any other has none. */
 #ifndef RETRO_CHAT_SCAN_H
 #define RETRO_CHAT_SCAN_H

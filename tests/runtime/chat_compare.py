@@ -7,6 +7,7 @@ branches are cut down to what surrounds them) and SmolLM2's real one when script
 as Hugging Face runs it: trim_blocks and lstrip_blocks, raise_exception as a function. strftime_now is left undefined,
 as docs and runtime/chat.h say.
 """
+import functools
 import json
 import os
 import random
@@ -223,13 +224,18 @@ class Refused(Exception):
     pass
 
 
-def jinja(template, messages, bos, eos):
+@functools.cache
+def compiled(template):
     def raise_exception(text):
         raise Refused(text)
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
     environment.globals["raise_exception"] = raise_exception
-    return environment.from_string(template).render(messages=messages, bos_token=bos, eos_token=eos, tools=None,
-                                                    add_generation_prompt=True)
+    return environment.from_string(template)
+
+
+def jinja(template, messages, bos, eos):
+    return compiled(template).render(messages=messages, bos_token=bos, eos_token=eos, tools=None,
+                                     add_generation_prompt=True)
 
 
 @pytest.fixture(scope="session")
@@ -310,6 +316,10 @@ def test_rendered_text(name, form, program, tmp_path):
     assert tool.format == family, tool.close()
     n_refused = n_equal = 0
     for messages in conversations(random.Random(name)):
+        if family == "llama2" and any(m["role"] == "system" for m in messages[1:]):
+            with pytest.raises(Refused):  # the template drops such a message without a word
+                tool.render(messages)
+            continue
         try:
             want = jinja(template, messages, bos, eos)
         except Refused:

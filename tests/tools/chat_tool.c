@@ -2,8 +2,9 @@
  *
  *   chat_tool DIR
  *
- * Each line of standard input is a JSON array of {"role", "content"}; each answer a JSON array on one line: [true,
- * text] or [false, reason]. A folder that is refused ends the program with code 2 and the reason on standard error. */
+ * Each line of standard input is a JSON array of {"role", "content"}; each answer a JSON array on one line:
+ * [true, text] or [false, reason]. A folder that is refused ends the program with code 2 and the reason on
+ * standard error. */
 #include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
