@@ -328,16 +328,15 @@ void options_print_help(FILE *f, int command)
 
 void options_print_config(FILE *f)
 {
-    fprintf(f, "# Every option of retro that a config file may hold, with its default; made by `retro help "
-               "config`.\n"
-               "#\n"
-               "# Take a copy, remove the ; before a line to change it, and give the copy with --config "
-               "FILE. The command\n"
-               "# line wins over the file. An option that the command at hand does not take is skipped, so "
-               "one file serves\n"
-               "# all commands; an unknown name, a bad value and a line over 199 characters are refused. A "
-               "blank and a ;\n"
-               "# end a value.\n");
+    static const char *const head[] = {
+        "Every option of retro that a config file may hold, with its default; made by `retro help config`.",
+        "Take a copy, remove the ; before a line to change it, and give the copy with --config FILE. The "
+        "command "
+        "line wins over the file. An option that the command at hand does not take is skipped, so one file "
+        "serves all commands; an unknown name, a bad value and a line over 199 characters are refused. A "
+        "blank "
+        "and a ; end a value."};
+    for (size_t i = 0; i < sizeof head / sizeof *head; i++) print_wrapped(f, "# ", head[i], 0);
     for (int i = 0; i < n_rows; i++) {
         const struct row *r = &table[i];
         if (r->group) fprintf(f, "\n# ---- %s\n", r->group);
@@ -347,7 +346,7 @@ void options_print_config(FILE *f)
         snprintf(text, sizeof text, "%s%s%s%s", r->help, r->range[0] ? " (" : "", r->range,
                  r->range[0] ? ")" : "");
         print_wrapped(f, "# ", text, 0);
-        fprintf(f, "# %s = %s\n", r->flag,
+        fprintf(f, "; %s = %s\n", r->flag,
                 r->initial[0]          ? r->initial
                 : r->kind == KIND_FLAG ? "true"
                                        : r->value);
