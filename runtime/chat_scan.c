@@ -146,10 +146,11 @@ static void read_tag(struct chat_tag *tag, const char *s, size_t n)
         while (at < n && is_blank(s[at])) at++;
         while (at + length < n && is_name(s[at + length])) length++;
         if (!length || length >= sizeof tag->set) return;
+        size_t equals = at + length;
+        while (equals < n && is_blank(s[equals])) equals++;
+        if (equals == n || s[equals] != '=') return; /* {% set a.b = ... %} and the block form */
         memcpy(tag->set, s + at, length);
-        at += length;
-        while (at < n && is_blank(s[at])) at++;
-        if (at == n || s[at] != '=') return;
+        at = equals;
         s += at + 1;
         n -= at + 1;
     }
