@@ -13,7 +13,8 @@
  *
  * Invariants:
  *  1. A row's part depends on its query, its own mask and the page list; not on other rows, threads or spans.
- *  2. Within a chunk, masked pages change no bit of a row's part: the maximum and the sums pass over them.
+ *  2. Within a chunk, a row's part is computed from the keys that it reads and nothing else: masked pages
+ * change no bit of it.
  *  3. Keys a row may not see are never multiplied: not later ones, not those left of its window. Slots that
  *     hold nothing are not read at all. */
 #include <math.h>
@@ -23,7 +24,7 @@
 #include "kernels/cpu/cpu.h"
 #include "runtime/base/die.h"
 
-enum { MAX_QUERIES = 64, MAX_CHUNK = 256 };
+enum { MAX_CHUNK = 256 };
 
 struct attend {
     const struct tile *tile;
@@ -35,12 +36,6 @@ struct attend {
     const struct dims *m;
     int n_splits; /* most of any span */
     _Atomic int next;
-};
-
-/* What a row does in a chunk. */
-struct row_mask {
-    uint64_t pages;  /* bit j: the row reads the chunk's page j */
-    int front, back; /* tokens of the first and the last of these that it may not see */
 };
 
 /* A chunk of a kv head's page list, and the attended heads [head,head+n_heads) of the group. */
@@ -69,34 +64,25 @@ size_t cpu_attend_part_bytes(struct device *d, const struct dims *m)
     return n * ((size_t)m->E + 2) * sizeof(float);
 }
 
-static struct row_mask mask_row(const struct chunk *c, int r, bool is_new, int window, int P)
+/* The keys of the chunk that row r of the span reads, padded with zero rows to a multiple of 4: in `list`, or
+ * the chunk's own rows when these are all. Returns them and their number. */
+static const char *const *row_keys(const struct attend *a, const struct chunk *c, int r, const char **list,
+                                   int *n)
 {
-    struct row_mask mask = {0, 0, 0};
-    int lo = first_visible(r, window);
+    int P = a->m->P, lo = first_visible(r, a->kv->sliding_window), count = 0;
+    bool is_new = r == c->span->position;
+    *n = c->n_tokens;
+    if (is_new && c->page[0] * P >= lo) return c->key;
     for (int j = 0; j < c->n_pages; j++) {
         int start = c->page[j] * P;
-        if (start > r || start + P <= lo || (!is_new && *c->last_loaded[j] >= r)) continue;
-        if (!mask.pages) mask.front = start < lo ? lo - start : 0;
-        mask.back = start + P - 1 > r ? start + P - 1 - r : 0;
-        mask.pages |= (uint64_t)1 << j;
+        if (start > r) break;
+        if (start + P <= lo || (!is_new && *c->last_loaded[j] >= r)) continue;
+        int from = start < lo ? lo - start : 0, to = start + P - 1 > r ? r - start + 1 : P;
+        for (int t = from; t < to; t++) list[count++] = c->key[j * P + t];
     }
-    return mask;
-}
-
-/* Next run of tokens [*t0,*t1) of the mask at or after token *t1; false at the end. */
-static bool next_run(const struct row_mask *mask, int P, int *t0, int *t1)
-{
-    int from = (*t1 + P - 1) / P;
-    uint64_t left = from >= 64 ? 0 : mask->pages >> from << from;
-    if (!left) return false;
-    int first = __builtin_ctzll(left);
-    uint64_t gap = ~(left >> first);
-    int n = gap ? __builtin_ctzll(gap) : 64;
-    *t0 = first * P;
-    *t1 = (first + n) * P;
-    if (first == __builtin_ctzll(mask->pages)) *t0 += mask->front;
-    if (first + n == 64 - __builtin_clzll(mask->pages)) *t1 -= mask->back;
-    return true;
+    for (int t = count; t % 4; t++) list[t] = tile_zero_row;
+    *n = count;
+    return list;
 }
 
 /* Takes splits until one has something to read; false when none is left. Splits go from the last to the
@@ -157,81 +143,42 @@ static bool next_chunk(struct attend *a, struct cursor *at, struct chunk *c)
     return true;
 }
 
-/* Scores of one row with tokens [first,first+n) of the chunk, as far as its runs reach, in steps of 4. */
-static void score_row(const struct attend *a, const struct chunk *c, float *s, const float *q,
-                      const struct row_mask *mask, int first, int n, const char *const *next)
+/* Scores (n_q,MAX_CHUNK) of n tokens become weights; the part's maximum moves and what it held is scaled. */
+static void weigh_row(const struct attend *a, float *s, int n_q, int n, float *out, float *ml)
 {
-    int t0, t1 = 0, done = first;
-    while (next_run(mask, a->m->P, &t0, &t1)) {
-        int c0 = t0 / 4 * 4, c1 = (t1 + 3) / 4 * 4;
-        if (c0 < done) c0 = done;
-        if (c1 > first + n) c1 = first + n;
-        if (c0 >= c1) continue;
-        a->tile->dots(s, MAX_CHUNK, q, (size_t)a->m->E, c->n_heads, c->key, next, c0, c1, a->m->E, a->m->kv);
-        done = c1;
+    int padded = (n + 15) / 16 * 16;
+    for (int i = 0; i < n_q; i++, s += MAX_CHUNK, out += a->m->E, ml += 2) {
+        for (int t = n; t < padded; t++) s[t] = -INFINITY;
+        float m = a->tile->scale_max(s, padded, a->m->attention_scale);
+        if (m <= ml[0]) {
+            m = ml[0];
+        } else if (ml[0] > -INFINITY) {
+            float f = expf(ml[0] - m);
+            a->tile->scale(out, a->m->E, f);
+            ml[1] *= f;
+        }
+        ml[0] = m;
+        ml[1] += a->tile->exp_sum(s, padded, m);
     }
 }
 
-/* Scores become weights: -inf outside the row's runs, then the part's maximum moves and what it held is
- * scaled. */
-static void weigh_row(const struct attend *a, float *s, int n_q, const struct row_mask *mask, int n_tokens,
-                      float *out, float *ml)
-{
-    int n = (n_tokens + 15) / 16 * 16;
-    for (int i = 0; i < n_q; i++) {
-        float *si = s + (size_t)i * MAX_CHUNK, *o = out + (size_t)i * (size_t)a->m->E;
-        int t0, t1 = 0, done = 0;
-        while (next_run(mask, a->m->P, &t0, &t1)) {
-            for (int t = done; t < t0; t++) si[t] = -INFINITY;
-            done = t1;
-        }
-        for (int t = done; t < n; t++) si[t] = -INFINITY;
-        float m = a->tile->scale_max(si, n, a->m->attention_scale);
-        if (m <= ml[2 * i]) {
-            m = ml[2 * i];
-        } else if (ml[2 * i] > -INFINITY) {
-            float f = expf(ml[2 * i] - m);
-            a->tile->scale(o, a->m->E, f);
-            ml[2 * i + 1] *= f;
-        }
-        ml[2 * i] = m;
-        ml[2 * i + 1] += a->tile->exp_sum(si, n, m);
-    }
-}
-
-/* Some rows of the chunk's span, at most MAX_QUERIES queries. `next`: rows to prefetch, or NULL. */
-static void attend_rows(const struct attend *a, const struct chunk *c, int row0, int n_rows,
-                        const char *const *next)
+/* One row of the span with the chunk. `next`: rows to prefetch, or NULL. */
+static void attend_row(const struct attend *a, const struct chunk *c, int r, const char *const *next)
 {
     const struct dims *m = a->m;
     const struct decode_span *s = c->span;
-    float score[MAX_QUERIES * MAX_CHUNK] __attribute__((aligned(64)));
-    struct row_mask mask[MAX_QUERIES];
-    size_t element = dtype_bytes(m->kv), values = (size_t)m->B * (size_t)m->E * element;
-    size_t row_scores = (size_t)c->n_heads * MAX_CHUNK;
-    for (int i = 0; i < n_rows; i++) {
-        int r = s->position - s->n_rows + 1 + row0 + i;
-        mask[i] = mask_row(c, r, r == s->position, a->kv->sliding_window, m->P);
-    }
-    /* A tile of keys serves all rows while it is in the first cache. The new row comes first: it walks over
-     * all tokens and prefetches. */
-    for (int first = 0; first < c->n_tokens; first += TILE_COLS)
-        for (int i = n_rows - 1; i >= 0; i--) {
-            size_t q = (size_t)(s->row0 + row0 + i) * (size_t)m->Qr + (size_t)c->head;
-            score_row(a, c, score + (size_t)i * row_scores, a->q + q * (size_t)m->E, &mask[i], first,
-                      TILE_COLS, i == n_rows - 1 ? next : NULL);
-        }
-    for (int i = n_rows - 1; i >= 0; i--) {
-        if (!mask[i].pages) continue;
-        size_t at = part_index(&a->part, m, s->row0 + row0 + i, c->split, c->head - m->head_off);
-        float *si = score + (size_t)i * row_scores, *out = a->part.out + at * (size_t)m->E;
-        weigh_row(a, si, c->n_heads, &mask[i], c->n_tokens, out, a->part.ml + 2 * at);
-        int t0, t1 = 0;
-        while (next_run(&mask[i], m->P, &t0, &t1))
-            a->tile->values(out, (size_t)m->E, si, MAX_CHUNK, c->n_heads, c->key, values, next, t0, t1, m->E,
-                            m->kv);
-        next = NULL;
-    }
+    const char *list[MAX_CHUNK];
+    float score[TILE_MAX_G * MAX_CHUNK] __attribute__((aligned(64)));
+    int n, row = s->row0 + s->n_rows - 1 - (s->position - r);
+    const char *const *key = row_keys(a, c, r, list, &n);
+    if (n == 0) return;
+    const float *q = a->q + ((size_t)row * (size_t)m->Qr + (size_t)c->head) * (size_t)m->E;
+    a->tile->dots(score, MAX_CHUNK, q, (size_t)m->E, c->n_heads, key, next, 0, (n + 3) / 4 * 4, m->E, m->kv);
+    size_t at = part_index(&a->part, m, row, c->split, c->head - m->head_off);
+    float *out = a->part.out + at * (size_t)m->E;
+    weigh_row(a, score, c->n_heads, n, out, a->part.ml + 2 * at);
+    size_t values = (size_t)m->B * (size_t)m->E * dtype_bytes(m->kv);
+    a->tile->values(out, (size_t)m->E, score, MAX_CHUNK, c->n_heads, key, values, next, 0, n, m->E, m->kv);
 }
 
 static void clear_parts(const struct attend *a, const struct chunk *c)
@@ -247,6 +194,16 @@ static void clear_parts(const struct attend *a, const struct chunk *c)
     }
 }
 
+/* The thread's first chunk, which nobody prefetched: ask for all of it at once. */
+static void fetch_chunk(const struct attend *a, const struct chunk *c)
+{
+    size_t bytes = (size_t)a->m->E * dtype_bytes(a->m->kv), values = (size_t)a->m->B * bytes;
+    for (int v = 0; v < 2; v++)
+        for (int t = 0; t < c->n_tokens; t++)
+            for (size_t line = 0; line < bytes; line += 64)
+                __builtin_prefetch(c->key[t] + (v ? values : 0) + line, 0, 1);
+}
+
 static void attend_task(void *arg, int task, int thread)
 {
     struct attend *a = arg;
@@ -255,14 +212,13 @@ static void attend_task(void *arg, int task, int thread)
     struct chunk chunk[2], *c = &chunk[0], *next = &chunk[1];
     struct cursor at = {0};
     bool more, have = next_chunk(a, &at, c);
+    if (have) fetch_chunk(a, c);
     for (; have; have = more) {
         more = next_chunk(a, &at, next);
         if (c->first) clear_parts(a, c);
-        int n_rows = c->span->n_rows, group = MAX_QUERIES / c->n_heads;
-        for (int last = n_rows; last > 0; last -= group) {
-            int row = last > group ? last - group : 0;
-            attend_rows(a, c, row, last - row, more && last == n_rows ? next->key : NULL);
-        }
+        /* The new row reads everything and prefetches; the others then find it in the second cache. */
+        for (int i = 0; i < c->span->n_rows; i++)
+            attend_row(a, c, c->span->position - i, more && i == 0 ? next->key : NULL);
         struct chunk *done = c;
         c = next;
         next = done;

@@ -13,8 +13,7 @@
  * in that order.
  *  2. values() adds rows in ascending order to each output element, one chain. A row with weight 0 changes no
  * bit.
- *  3. exp_sum() sums each of four columns (index modulo 4) in ascending order: dropping columns of weight 0
- * in groups of four, as a masked page is, changes no bit. Primitives of different instruction sets differ in
+ * Primitives of different instruction sets differ in
  * rounding. */
 #ifndef RETRO_KERNELS_CPU_ATTENTION_H
 #define RETRO_KERNELS_CPU_ATTENTION_H
@@ -163,7 +162,7 @@ struct part {
 static inline int chunk_pages(const struct dims *m)
 {
     int n = CHUNK_TOKENS / m->P;
-    return n < 1 ? 1 : n > 64 ? 64 : n; /* a row's mask of a chunk is one 64-bit word */
+    return n < 1 ? 1 : n > 64 ? 64 : n;
 }
 static inline int split_chunks(int split) { return 1 << split / SPLITS_PER_SIZE; }
 static inline int split_first_chunk(int split)

@@ -15,6 +15,8 @@
 #include "kernels/cpu/cpu.h"
 #include "runtime/base/die.h"
 
+enum { MAX_SPLITS = 512 }; /* of a list: 16 of each size, and sizes double */
+
 struct merge {
     const struct tile *tile;
     char *out;
@@ -30,24 +32,24 @@ struct merge {
  * nothing. */
 static float combine_parts(const struct merge *a, float *o, int row, int n_splits, int head)
 {
-    int E = a->m->E;
-    float m = -INFINITY, l = 0;
+    const char *part[MAX_SPLITS];
+    float weight[MAX_SPLITS], m = -INFINITY, l = 0;
+    int n = 0;
     for (int s = 0; s < n_splits; s++) {
         float ms = a->part.ml[2 * part_index(&a->part, a->m, row, s, head)];
         m = ms > m ? ms : m;
     }
-    for (int e = 0; e < E; e++) o[e] = 0;
+    memset(o, 0, (size_t)a->m->E * sizeof(float));
     if (m == -INFINITY) return m;
     for (int s = 0; s < n_splits; s++) {
         size_t at = part_index(&a->part, a->m, row, s, head);
         if (a->part.ml[2 * at] == -INFINITY) continue;
-        float f = expf(a->part.ml[2 * at] - m);
-        const float *os = a->part.out + at * (size_t)E;
-        l += f * a->part.ml[2 * at + 1];
-        for (int e = 0; e < E; e++) o[e] += f * os[e];
+        weight[n] = expf(a->part.ml[2 * at] - m);
+        l += weight[n] * a->part.ml[2 * at + 1];
+        part[n++] = (const char *)(a->part.out + at * (size_t)a->m->E);
     }
-    float inverse = 1 / l;
-    for (int e = 0; e < E; e++) o[e] *= inverse;
+    a->tile->values(o, 0, weight, 0, 1, part, 0, NULL, 0, n, a->m->E, DTYPE_F32);
+    a->tile->scale(o, a->m->E, 1 / l);
     return m + logf(l);
 }
 
@@ -76,8 +78,11 @@ static void close_pages(const struct merge *a, const struct decode_span *s, int 
         int32_t *last_loaded = page_last_loaded(page_place_of(a->kv, blocks, page[j], m), m, kv_head);
         int start = page[j] * m->P, end = start + m->P - 1 < s->position ? start + m->P - 1 : s->position;
         read += end - (start > lo ? start : lo) + 1;
-        for (int r = oldest; r < s->position; r++)
-            met += *last_loaded < r && start <= r && end >= first_visible(r, window);
+        /* Revised rows that have not met the page and may see a key of it: `from` to `to`. */
+        int from = *last_loaded + 1 > start ? *last_loaded + 1 : start, to = s->position - 1;
+        if (from < oldest) from = oldest;
+        if (window && to > end + window - 1) to = end + window - 1;
+        met += to >= from ? to - from + 1 : 0;
         *last_loaded = s->position;
     }
     if (!m->kv_owner) return;
@@ -124,7 +129,7 @@ static void merge_task(void *arg, int task, int thread)
 void cpu_merge(struct device *d, void *out, const void *part, const struct kv_layer *kv, const int32_t *pages,
                const int32_t *count, int64_t *counters, const struct batch *b, const struct dims *m)
 {
-    ASSERT(m->E <= TILE_MAX_E);
+    ASSERT(m->E <= TILE_MAX_E && part_of(part, m).splits <= MAX_SPLITS);
     struct merge a = {tile_of(cpu_isa_of(d)), out, part_of(part, m), kv, pages, count, counters, b, m};
     if (b->n_decode > 0) cpu_parallel(d, merge_task, &a, b->n_decode * m->Kr);
 }

@@ -60,35 +60,52 @@ static void bound_query(float *w, const float *q, float alpha, float scale, int 
     }
 }
 
-/* Scores of candidates [from,to) for the heads of the group. */
+/* Summaries of the 64 (or fewer) candidates from `first` of the score task: rows of the cache, zero rows up
+ * to 64. Returns how many there are; 0 behind the last task or candidate. */
+static int tile_rows(const struct select *a, const char **row, int task, int first)
+{
+    const struct dims *m = a->m;
+    int at = task / a->stretches, kv_head = at % m->Kr;
+    first += task % a->stretches * SCORE_PAGES;
+    if (at >= a->b->n_decode * m->Kr) return 0;
+    const struct decode_span *s = &a->b->host_decode[at / m->Kr];
+    struct candidates c = candidates_of(s, a->kv, m);
+    if (c.all || first >= c.n) return 0;
+    const int32_t *blocks = span_blocks(a->b, m, s->slot);
+    int n = c.n - first < TILE_COLS ? c.n - first : TILE_COLS;
+    for (int j = 0; j < n; j++) {
+        struct page_place p = page_place_of(a->kv, blocks, c.first + first + j, m);
+        row[j] = p.block + kv_summary_offset(m, kv_head, p.page);
+    }
+    for (int j = n; j < TILE_COLS; j++) row[j] = tile_zero_row;
+    return n;
+}
+
+/* Scores of up to SCORE_PAGES candidates for the heads of the group. While a tile is scored the next one is
+ * prefetched, at the end that of the next task, which most likely is this thread's too. */
 static void score_task(void *arg, int task, int thread)
 {
     const struct select *a = arg;
     const struct dims *m = a->m;
     (void)thread;
-    int at = task / a->stretches, span = at / m->Kr, kv_head = at % m->Kr, E = m->E;
-    const struct decode_span *s = &a->b->host_decode[span];
-    struct candidates c = candidates_of(s, a->kv, m);
-    int from = task % a->stretches * SCORE_PAGES, to = from + SCORE_PAGES < c.n ? from + SCORE_PAGES : c.n;
-    if (c.all || from >= to) return;
+    int at = task / a->stretches, kv_head = at % m->Kr, E = m->E, from = task % a->stretches * SCORE_PAGES;
+    const struct decode_span *s = &a->b->host_decode[at / m->Kr];
+    const char *rows[2][TILE_COLS];
+    int n = tile_rows(a, rows[0], task, 0);
+    if (n == 0) return;
 
     float w[TILE_MAX_G * 2 * TILE_MAX_E];
-    const char *row[TILE_COLS];
-    const float *q =
-        a->q + ((size_t)(s->row0 + s->n_rows - 1) * (size_t)m->Qr + (size_t)(kv_head * m->G)) * (size_t)E;
+    size_t row = (size_t)(s->row0 + s->n_rows - 1);
+    const float *q = a->q + (row * (size_t)m->Qr + (size_t)(kv_head * m->G)) * (size_t)E;
     for (int h = 0; h < m->G; h++) bound_query(w + h * 2 * E, q + h * E, s->alpha, m->attention_scale, E);
-    const int32_t *blocks = span_blocks(a->b, m, s->slot);
-    float *score = a->score + (size_t)at * (size_t)m->G * score_stride(m);
-    enum dtype type = summary_dtype(m);
-    for (int first = from; first < to; first += TILE_COLS) {
-        int n = to - first < TILE_COLS ? to - first : TILE_COLS, cols = (n + 15) / 16 * 16;
-        for (int j = 0; j < n; j++) {
-            struct page_place p = page_place_of(a->kv, blocks, c.first + first + j, m);
-            row[j] = p.block + kv_summary_offset(m, kv_head, p.page);
-        }
-        for (int j = n; j < cols; j++) row[j] = tile_zero_row;
-        a->tile->dots(score + first, score_stride(m), w, (size_t)(2 * E), m->G, row, NULL, 0, cols, 2 * E,
-                      type);
+    float *score = a->score + (size_t)at * (size_t)m->G * score_stride(m) + from;
+    for (int first = 0, i = 0; n > 0; first += TILE_COLS, i ^= 1) {
+        bool last = first + TILE_COLS >= SCORE_PAGES;
+        int next = last ? tile_rows(a, rows[i ^ 1], task + 1, 0)
+                        : tile_rows(a, rows[i ^ 1], task, first + TILE_COLS);
+        a->tile->dots(score + first, score_stride(m), w, (size_t)(2 * E), m->G, rows[i],
+                      next ? rows[i ^ 1] : NULL, 0, (n + 3) / 4 * 4, 2 * E, summary_dtype(m));
+        n = last ? 0 : next;
     }
 }
 

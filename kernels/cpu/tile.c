@@ -69,12 +69,12 @@ static float scale_max(float *s, int n, float factor)
 
 static float exp_sum(float *s, int n, float m)
 {
-    float sum[4] = {0};
+    float sum = 0;
     for (int i = 0; i < n; i++) {
         s[i] = expf(s[i] - m);
-        sum[i % 4] += s[i];
+        sum += s[i];
     }
-    return (sum[0] + sum[1]) + (sum[2] + sum[3]);
+    return sum;
 }
 
 static void values(float *o, size_t o_stride, const float *p, size_t p_stride, int n_q,

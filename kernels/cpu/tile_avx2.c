@@ -98,11 +98,6 @@ static inline vec vec_exp(vec x)
     return _mm256_andnot_ps(tiny, p); /* below -87 the power above is nonsense: exactly 0 */
 }
 
-static inline __m128 vec_sum4(__m128 sum, vec v)
-{
-    return _mm_add_ps(_mm_add_ps(sum, _mm256_castps256_ps128(v)), _mm256_extractf128_ps(v, 1));
-}
-
 /* Elements 0, 2, 4, ... and 1, 3, 5, ... of the 2 * LANES at p; of other types than bf16 the first and the
  * second half. The _n forms take n < 2 * LANES and zeros. */
 static inline __m256i pairs_at(const char *p) { return _mm256_loadu_si256((const __m256i *)(const void *)p); }

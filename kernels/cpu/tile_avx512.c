@@ -86,14 +86,6 @@ static inline vec vec_exp(vec x)
     return _mm512_mask_blend_ps(tiny, p, _mm512_setzero_ps()); /* -inf made r NaN: exactly 0 */
 }
 
-static inline __m128 vec_sum4(__m128 sum, vec v)
-{
-    sum = _mm_add_ps(sum, _mm512_castps512_ps128(v));
-    sum = _mm_add_ps(sum, _mm512_extractf32x4_ps(v, 1));
-    sum = _mm_add_ps(sum, _mm512_extractf32x4_ps(v, 2));
-    return _mm_add_ps(sum, _mm512_extractf32x4_ps(v, 3));
-}
-
 /* Elements 0, 2, 4, ... and 1, 3, 5, ... of the 2 * LANES at p; of other types than bf16 the first and the
  * second half. The _n forms take n < 2 * LANES and zeros. */
 static inline vec even_of(__m512i pairs) { return _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16)); }

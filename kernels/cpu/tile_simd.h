@@ -191,16 +191,13 @@ static float scale_max(float *s, int n, float factor)
 
 static float exp_sum(float *s, int n, float m)
 {
-    vec vm = vec_set1(-m);
-    __m128 sum = _mm_setzero_ps();
+    vec vm = vec_set1(-m), sum = vec_zero();
     for (int i = 0; i < n; i += LANES) {
         vec x = vec_exp(vec_add(vec_load(s + i), vm));
         vec_store(s + i, x);
-        sum = vec_sum4(sum, x);
+        sum = vec_add(sum, x);
     }
-    float l[4];
-    _mm_storeu_ps(l, sum);
-    return (l[0] + l[1]) + (l[2] + l[3]);
+    return _mm_cvtss_f32(vec_reduce4(sum, vec_zero(), vec_zero(), vec_zero()));
 }
 
 /* NQ outputs of NV vectors from element e on; the last vector has `tail` elements. */
