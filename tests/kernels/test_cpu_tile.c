@@ -1,0 +1,267 @@
+/* test_cpu_tile.c - the tile primitives of CPU attention, each instruction set against double precision, and
+ * roundings against runtime/base/dtype.h to the bit. */
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include <cmocka.h>
+
+#include "kernels/cpu/attention.h"
+
+static const enum dtype types[] = {DTYPE_F32, DTYPE_F16, DTYPE_BF16};
+static uint64_t state = 1;
+
+static uint32_t random_bits(void)
+{
+    state = state * 6364136223846793005u + 1442695040888963407u;
+    return (uint32_t)(state >> 32);
+}
+
+static float unit(void) { return (float)(int32_t)random_bits() * 0x1p-31f; }
+
+/* The instruction sets of this machine, one after the other; NULL at the end. */
+static const struct tile *tile_number(int i)
+{
+    for (enum cpu_isa isa = CPU_ISA_PORTABLE; isa < CPU_ISA_COUNT; isa++) {
+        struct device *d;
+        struct device_options o = {.n_threads = 1, .isa = isa};
+        struct reason why;
+        if (device_open(&d, DEVICE_CPU, &o, &why) != STATUS_OK) continue;
+        device_close(d);
+        if (i-- == 0) return tile_of(isa);
+    }
+    return NULL;
+}
+
+/* n elements of random numbers of a type, written to `row` through a pointer that is not aligned; as double
+ * in x. */
+static void fill_row(char *row, double *x, int n, enum dtype type)
+{
+    for (int e = 0; e < n; e++) {
+        float f = unit();
+        uint16_t h = type == DTYPE_BF16 ? dtype_bf16_from_f32(f) : dtype_f16_from_f32(f);
+        if (type == DTYPE_F32) memcpy(row + 4 * e, &f, 4);
+        else memcpy(row + 2 * e, &h, 2);
+        x[e] = (double)(type == DTYPE_F32    ? f
+                        : type == DTYPE_BF16 ? dtype_f32_from_bf16(h)
+                                             : dtype_f32_from_f16(h));
+    }
+}
+
+enum { ROWS = 64, WIDTH = 2 * TILE_MAX_E, QUERIES = 13 };
+
+static char memory[ROWS * (WIDTH * 4 + 2)];
+static double row_value[ROWS][WIDTH];
+static const char *row_at[ROWS];
+static float query[QUERIES * WIDTH], got[QUERIES * ROWS + 64];
+
+static void fill_rows(int width, enum dtype type)
+{
+    for (int r = 0; r < ROWS; r++) {
+        row_at[r] = memory + (size_t)r * (WIDTH * 4 + 2) + 2;
+        fill_row((char *)(uintptr_t)row_at[r], row_value[r], width, type);
+    }
+    for (int i = 0; i < QUERIES * WIDTH; i++) query[i] = unit();
+}
+
+static void fill_nan(float *p, int n)
+{
+    for (int i = 0; i < n; i++) p[i] = NAN;
+}
+
+/* Columns [c0,c1) of got (n_q,ROWS) are the products; all others are still NaN. */
+static void expect_products(int n_q, int c0, int c1, int width)
+{
+    for (int i = 0; i < n_q; i++)
+        for (int c = 0; c < ROWS; c++) {
+            float g = got[i * ROWS + c];
+            if (c < c0 || c >= c1) {
+                assert_true(isnan(g));
+                continue;
+            }
+            double x = 0;
+            for (int e = 0; e < width; e++) x += (double)query[i * WIDTH + e] * row_value[c][e];
+            if (!(fabs((double)g - x) < 1e-6 * width))
+                fail_msg("query %d column %d of width %d: got %.9g, expected %.9g", i, c, width, (double)g,
+                         x);
+        }
+    for (int i = n_q * ROWS; i < QUERIES * ROWS + 64; i++) assert_true(isnan(got[i]));
+}
+
+static void test_products(void **unused)
+{
+    (void)unused;
+    static const int widths[] = {2, 6, 30, 32, 34, 64, 80, 96, 128, 130, 256, 512};
+    const struct tile *tile;
+    for (int k = 0; (tile = tile_number(k)); k++)
+        for (int t = 0; t < 3; t++)
+            for (size_t w = 0; w < sizeof widths / sizeof *widths; w++) {
+                int width = widths[w];
+                fill_rows(width, types[t]);
+                for (int n_q = 1; n_q <= QUERIES; n_q += n_q < 8 ? 1 : 5) {
+                    int c0 = (int)(random_bits() % 8) * 4, c1 = c0 + 4 + (int)(random_bits() % 8) * 4;
+                    fill_nan(got, QUERIES * ROWS + 64);
+                    tile->dots(got, ROWS, query, WIDTH, n_q, row_at, row_at, c0, c1, width, types[t]);
+                    expect_products(n_q, c0, c1, width);
+
+                    float kt[TILE_DEPTH * TILE_COLS];
+                    fill_nan(got, QUERIES * ROWS + 64);
+                    c0 = c0 / 16 * 16;
+                    c1 = (c1 + 15) / 16 * 16;
+                    for (int e = 0; e < width; e += TILE_DEPTH) {
+                        int n_e = width - e < TILE_DEPTH ? width - e : TILE_DEPTH;
+                        tile->load_keys(kt, row_at, (size_t)e * dtype_bytes(types[t]), ROWS, n_e, types[t]);
+                        tile->scores(got, ROWS, query + e, WIDTH, n_q, kt, n_e, c0, c1, e > 0);
+                    }
+                    expect_products(n_q, c0, c1, width);
+                }
+            }
+}
+
+static void test_values(void **unused)
+{
+    (void)unused;
+    static const int widths[] = {2, 6, 16, 40, 64, 80, 96, 128, 256};
+    static float p[QUERIES * ROWS], o[QUERIES * WIDTH];
+    const struct tile *tile;
+    for (int k = 0; (tile = tile_number(k)); k++)
+        for (int t = 0; t < 3; t++)
+            for (size_t w = 0; w < sizeof widths / sizeof *widths; w++)
+                for (int n_q = 1; n_q <= QUERIES; n_q++) {
+                    int E = widths[w], t0 = (int)(random_bits() % 9), t1 = t0 + (int)(random_bits() % 50);
+                    fill_rows(E, types[t]);
+                    fill_nan(p, QUERIES * ROWS);
+                    fill_nan(o, QUERIES * WIDTH);
+                    for (int i = 0; i < n_q; i++) {
+                        for (int r = t0; r < t1; r++) p[i * ROWS + r] = unit();
+                        for (int e = 0; e < E; e++) o[i * WIDTH + e] = 1;
+                    }
+                    tile->values(o, WIDTH, p, ROWS, n_q, row_at, 0, row_at, t0, t1, E, types[t]);
+                    for (int i = 0; i < QUERIES; i++)
+                        for (int e = 0; e < WIDTH; e++) {
+                            double x = 1;
+                            for (int r = t0; r < t1; r++) x += (double)p[i * ROWS + r] * row_value[r][e];
+                            if (i >= n_q || e >= E) assert_true(isnan(o[i * WIDTH + e]));
+                            else assert_true(fabs((double)o[i * WIDTH + e] - x) < 3e-5);
+                        }
+                }
+}
+
+/* Within two units in the last place of e^x wherever the result is a normal number. */
+static void test_exp(void **unused)
+{
+    (void)unused;
+    const struct tile *tile;
+    static float s[4096];
+    for (int k = 0; (tile = tile_number(k)); k++) {
+        double worst = 0;
+        for (int round = 0; round < 200; round++) {
+            float x[4096];
+            double sum = 0, m = unit();
+            for (int i = 0; i < 4096; i++) {
+                s[i] = (float)m - fabsf(unit()) * (round % 2 ? 86.0f : 1.0f);
+                x[i] = s[i] - (float)m;
+                sum += exp((double)x[i]);
+            }
+            float l = tile->exp_sum(s, 4096, (float)m);
+            for (int i = 0; i < 4096; i++) {
+                double e = exp((double)x[i]), ulp = ldexp(1, ilogb(e) - 23);
+                worst = fmax(worst, fabs((double)s[i] - e) / ulp);
+            }
+            assert_true(fabs((double)l - sum) < 1e-5 * sum);
+        }
+        if (worst > 2) fail_msg("e^x is off by %.2f units in the last place", worst);
+        for (int i = 0; i < 16; i++) s[i] = i == 3 ? 2.0f : i == 5 ? -200.0f : i == 6 ? -88.0f : -INFINITY;
+        float l = tile->exp_sum(s, 16, 2);
+        assert_true(l == 1 + s[6] && s[3] == 1 && s[6] < 1e-37f && s[5] == 0);
+        for (int i = 7; i < 16; i++) assert_true(s[i] == 0);
+        for (int i = 0; i < 16; i++) s[i] = i == 9 ? NAN : 0.0f;
+        assert_true(isnan(tile->exp_sum(s, 16, 0)));
+        assert_true(tile->scale_max(s, 0, 1) == -INFINITY);
+        for (int i = 0; i < 32; i++) s[i] = (float)-i - 1;
+        assert_true(tile->scale_max(s, 32, 0.5f) == -0.5f && s[31] == -16);
+    }
+}
+
+static bool same_number(uint32_t a, uint32_t b)
+{
+    return a == b || (isnan(dtype_f32_from_bits(a)) && isnan(dtype_f32_from_bits(b)));
+}
+
+static void test_conversions(void **unused)
+{
+    (void)unused;
+    const struct tile *tile;
+    static const uint32_t edges[] = {0,          1,          0x7fff,     0x8000,     0x8001,     0x17fff,
+                                     0x18000,    0x33000000, 0x33000001, 0x387fffff, 0x38800000, 0x477fe000,
+                                     0x477fefff, 0x477ff000, 0x7f7fffff, 0x7f800000, 0x7f800001, 0x7fc00000,
+                                     0x7f7f8000, 0x3f808000, 0x3f818000, 0x3f801000, 0x3f803000};
+    enum { EDGES = sizeof edges / sizeof *edges, N = 4099 };
+    for (int k = 0; (tile = tile_number(k)); k++)
+        for (int t = 1; t < 3; t++) {
+            for (uint32_t h = 0; h < 65536; h += 16) {
+                uint16_t in[17];
+                float out[17];
+                int n = 1 + (int)(h / 16 % 16);
+                out[n] = 7;
+                for (int i = 0; i < n; i++) in[i] = (uint16_t)(h + (uint32_t)i);
+                tile->widen(out, (const char *)in, n, types[t]);
+                for (int i = 0; i < n; i++) {
+                    float x = types[t] == DTYPE_BF16 ? dtype_f32_from_bf16(in[i]) : dtype_f32_from_f16(in[i]);
+                    assert_true(same_number(dtype_f32_bits(out[i]), dtype_f32_bits(x)));
+                }
+                assert_true(out[n] == 7);
+            }
+            for (int round = 0; round < 100; round++) {
+                static float x[N];
+                static uint16_t h[N + 1];
+                int n = round % 2 ? N : 1 + round;
+                for (int i = 0; i < n; i++) {
+                    uint32_t bits = round == 0 || i % 7 == 0
+                                        ? edges[(uint32_t)i % EDGES] ^ random_bits() << 31
+                                        : random_bits();
+                    if (round % 3 == 1)
+                        bits = (bits & 0x87ffffff) | 0x38000000; /* where f16 is subnormal or small */
+                    x[i] = dtype_f32_from_bits(bits);
+                }
+                h[n] = 0x1234;
+                tile->narrow((char *)h, x, n, types[t]);
+                for (int i = 0; i < n; i++) {
+                    uint16_t e =
+                        types[t] == DTYPE_BF16 ? dtype_bf16_from_f32(x[i]) : dtype_f16_from_f32(x[i]);
+                    if (h[i] != e)
+                        fail_msg("%s of bits %08x: got %04x, expected %04x", dtype_name(types[t]),
+                                 dtype_f32_bits(x[i]), h[i], e);
+                }
+                assert_int_equal(h[n], 0x1234);
+            }
+        }
+}
+
+static void test_count(void **unused)
+{
+    (void)unused;
+    const struct tile *tile;
+    for (int k = 0; (tile = tile_number(k)); k++)
+        for (int n = 0; n <= 160; n += 16) {
+            int32_t key[160], limit = (int32_t)random_bits();
+            int expected = 0;
+            for (int i = 0; i < n; i++) {
+                key[i] = i % 3 ? (int32_t)random_bits() : limit;
+                expected += key[i] >= limit;
+            }
+            assert_int_equal(tile->count_at_least(key, n, limit), expected);
+            assert_int_equal(tile->count_at_least(key, n, INT32_MIN), n);
+        }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_products),    cmocka_unit_test(test_values), cmocka_unit_test(test_exp),
+        cmocka_unit_test(test_conversions), cmocka_unit_test(test_count),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
