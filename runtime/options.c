@@ -192,7 +192,9 @@ struct config_reader {
     int command;
     bool command_line_given[sizeof table / sizeof *table];
     bool budget_given; /* one of the two budgets is on the command line: it wins over both of the file's */
-    enum status status;
+    FILE *file;
+    int line;
+    enum status status; /* of `line`, the first bad value */
     struct reason why;
 };
 
@@ -218,14 +220,24 @@ static enum status config_option(struct config_reader *c, const char *section, c
     return set_value(c->o, r, value, why);
 }
 
-/* inih calls it for every `name = value` line; 0 makes this the line it reports. It goes on after a failure.
- */
+/* inih calls it for every `name = value` line; 0 makes this the line it reports. */
 static int config_line(void *user, const char *section, const char *name, const char *value)
 {
     struct config_reader *c = user;
-    if (c->status != STATUS_OK) return 0;
     c->status = config_option(c, section, name, value);
     return c->status == STATUS_OK;
+}
+
+/* inih reads lines by it. Ends at the first bad value; inih would take the rest of a long line for another
+ * line. */
+static char *read_line(char *text, int size, void *user)
+{
+    struct config_reader *c = user;
+    if (c->status != STATUS_OK || !fgets(text, size, c->file)) return NULL;
+    c->line++;
+    if (strchr(text, '\n') || strlen(text) + 1 < (size_t)size) return text;
+    c->status = status_fail(&c->why, STATUS_BAD_OPTION, "longer than %d characters", size - 2);
+    return NULL;
 }
 
 static enum status read_config(struct options *o, int command, struct reason *why)
@@ -233,17 +245,18 @@ static enum status read_config(struct options *o, int command, struct reason *wh
     struct config_reader c = {
         .o = o, .command = command, .budget_given = o->given.kv_budget || o->given.kv_budget_tokens};
     for (int i = 0; i < n_rows; i++) c.command_line_given[i] = table[i].flag && *given(o, &table[i]);
+    c.file = fopen(o->config, "r");
+    if (!c.file) return status_fail(why, STATUS_BAD_OPTION, "--config %s: %s", o->config, strerror(errno));
     errno = 0;
-    FILE *f = fopen(o->config, "r");
-    int line = f ? ini_parse_file(f, config_line, &c) : -1, error = errno;
-    bool unread = !f || ferror(f); /* a folder opens and cannot be read */
-    if (f) fclose(f);
+    int syntax = ini_parse_stream(read_line, &c, config_line, &c), error = errno;
+    bool unread = ferror(c.file); /* a folder opens and cannot be read */
+    fclose(c.file);
     if (unread) return status_fail(why, STATUS_BAD_OPTION, "--config %s: %s", o->config, strerror(error));
-    if (line < 0) DIE(EXIT_CODE_MEMORY, NULL, "no memory to read %s", o->config);
-    if (line == 0) return STATUS_OK;
-    if (c.status == STATUS_OK)
-        status_fail(&c.why, c.status, "expected `name = value`, 199 characters at most");
-    return status_fail(why, STATUS_BAD_OPTION, "%s:%d: %.400s", o->config, line, c.why.text);
+    if (syntax < 0) DIE(EXIT_CODE_MEMORY, NULL, "no memory to read %s", o->config);
+    if (syntax > 0 && (c.status == STATUS_OK || syntax < c.line))
+        return status_fail(why, STATUS_BAD_OPTION, "%s:%d: expected `name = value`", o->config, syntax);
+    if (c.status == STATUS_OK) return STATUS_OK;
+    return status_fail(why, STATUS_BAD_OPTION, "%s:%d: %.400s", o->config, c.line, c.why.text);
 }
 
 enum status options_parse(struct options *o, int command, int argc, char **argv, int first,
@@ -333,7 +346,7 @@ void options_print_config(FILE *f)
         "Take a copy, remove the ; before a line to change it, and give the copy with --config FILE. The "
         "command "
         "line wins over the file. An option that the command at hand does not take is skipped, so one file "
-        "serves all commands; an unknown name, a bad value and a line over 199 characters are refused. A "
+        "serves all commands; an unknown name, a bad value and a line over 198 characters are refused. A "
         "blank "
         "and a ; end a value."};
     for (size_t i = 0; i < sizeof head / sizeof *head; i++) print_wrapped(f, "# ", head[i], 0);
