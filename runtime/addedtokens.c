@@ -158,11 +158,10 @@ enum status addedtokens_open(struct addedtokens *a, struct fields *file, const s
     }
     for (int i = 0; i < a->n_tokens; i++) single_word |= a->tokens[i].single_word;
     if (file->status == STATUS_OK) file->status = normalize(a, normalizer, file);
-    /* \w of Rust's regex crate: Unicode Technical Standard 18, annex C. \u200c and \u200d are Join_Control.
-     */
+    /* \w of Rust's regex crate, which the package asks here: Unicode Technical Standard 18, annex C. */
     if (file->status == STATUS_OK && single_word)
-        file->status =
-            pattern_regex(&a->word, "[\\w\\x{200c}\\x{200d}]", "added_tokens.single_word", file->why);
+        file->status = pattern_regex(&a->word, "[\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}\\x{200c}\\x{200d}]",
+                                     "added_tokens.single_word", file->why);
     return file->status;
 }
 

@@ -30,11 +30,17 @@ static void trim(const char **s, size_t *n)
     while (*n && is_blank((*s)[*n - 1])) (*n)--;
 }
 
+/* The value of n hexadecimal digits; 0 where they are none. */
 static uint32_t hex_value(const char *s, size_t n)
 {
-    char text[9] = {0};
-    memcpy(text, s, n);
-    return (uint32_t)strtoul(text, NULL, 16);
+    uint32_t value = 0;
+    for (size_t i = 0; i < n; i++) {
+        static const char digits[] = "0123456789abcdef0123456789ABCDEF";
+        const char *digit = s[i] ? strchr(digits, s[i]) : NULL;
+        if (!digit) return 0;
+        value = value * 16 + (uint32_t)((digit - digits) % 16);
+    }
+    return value;
 }
 
 static char *decode_string(const char *s, size_t n)
@@ -49,11 +55,11 @@ static char *decode_string(const char *s, size_t n)
         char c = s[++i];
         const char *known = strchr(from, c);
         size_t digits = c == 'x' ? 2 : c == 'u' ? 4 : 0;
+        uint32_t value = digits && n - i > digits ? hex_value(s + i + 1, digits) : 0;
         if (c && known) {
             buffer_append(&out, &to[known - from], 1);
-        } else if (digits && n - i > digits) {
-            uint32_t value = hex_value(s + i + 1, digits);
-            if (value && !(value >= 0xd800 && value < 0xe000)) buffer_append_char(&out, value);
+        } else if (value && !(value >= 0xd800 && value < 0xe000)) {
+            buffer_append_char(&out, value);
             i += digits;
         } else {
             buffer_append(&out, s + i - 1, 2);

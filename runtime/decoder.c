@@ -140,6 +140,7 @@ void decoder_close(struct decoder *d)
 static void step_token(struct decoder_stream *s, const struct decoder_step *step, bool first)
 {
     struct buffer *in = &s->token, *out = &s->swap;
+    if (!in->n) return;
     out->n = 0;
     if (step->kind == DECODER_STRIP) {
         size_t at = 0;

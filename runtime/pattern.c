@@ -45,8 +45,8 @@ static bool is_hex(char c)
 
 static void put(struct translator *t, const char *s) { buffer_append_string(&t->out, s); }
 
-/* \p{..}: general categories are spelt alike; any other name is taken for a script, by Script and not by
- * Script_Extensions, which PCRE2 would use by default. */
+/* \p{..}: general categories and Alphabetic are spelt alike; any other name is taken for a script, by Script
+ * and not by Script_Extensions, which PCRE2 would use by default. */
 static enum status property(struct translator *t, size_t from)
 {
     const char *s = t->s + t->at, *close = *s == '{' ? strchr(s, '}') : NULL;
@@ -58,6 +58,7 @@ static enum status property(struct translator *t, size_t from)
     for (size_t i = 0; i < n; i++)
         if (!is_alnum(name[i]) && name[i] != '_') return refuse(t, from, "this property");
     bool category = strchr("LMNPSZC", name[0]) && (n == 1 || (n == 2 && name[1] >= 'a' && name[1] <= 'z'));
+    category |= n == 10 && !memcmp(name, "Alphabetic", n);
     if ((t->s[from + 1] == 'P') != negated) put(t, category ? "\\P{" : "\\P{sc:");
     else put(t, category ? "\\p{" : "\\p{sc:");
     buffer_append(&t->out, name, n);
@@ -86,6 +87,8 @@ static enum status codepoint(struct translator *t, size_t from)
 static enum status escape(struct translator *t, bool in_class)
 {
     static const char word[] = "\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}";
+    /* Six characters that \w takes and [\w] does not: Oniguruma's Latin-1 table. */
+    static const char latin1[] = "\\x{b2}\\x{b3}\\x{b9}\\x{bc}-\\x{be}]";
     size_t from = t->at;
     char c = t->s[from + 1];
     if (!c) return refuse(t, from, "a backslash at the end");
@@ -105,7 +108,7 @@ static enum status escape(struct translator *t, bool in_class)
         if (in_class && c == 'W') return refuse(t, from, "\\W inside a class");
         put(t, in_class ? "" : c == 'w' ? "[" : "[^");
         put(t, word);
-        put(t, in_class ? "" : "]");
+        put(t, in_class ? "" : latin1);
         return STATUS_OK;
     case 'n':
     case 'r':
@@ -340,6 +343,7 @@ enum status pattern_replace(const struct pattern *p, struct pattern_scratch *scr
                             size_t n, const char *content, size_t content_bytes, struct buffer *out,
                             struct reason *why)
 {
+    if (!n) return STATUS_OK; /* the package finds nothing in an empty text, not even an empty match */
     struct pattern_scan scan = pattern_scan_begin(p, scratch, text, n);
     size_t start, end, done = 0;
     while (pattern_scan_next(&scan, &start, &end, why)) {

@@ -370,7 +370,7 @@ def block_texts(characters):
 
 WORDS = ("the quick brown fox it's we're HE'LL don't naïve café Straße 12345 007 3.14 x==y foo_bar() {} -> && "
          "Ελλάδα Москва 你好 世界 東京 こんにちは 한국어 हिन्दी ไทย שלום مرحبا 👍🏽 👨‍👩‍👧‍👦 🇩🇪 e\u0301 a\u0308\u0323 ſ 'ſ 'S K \u212a ﬁ "
-         "\u1100\u1161\u11a8 각 \u0344 \u2126 word words quick abab q,u;. zz aaa é e\u0301 ▁ ▁▁ <0x41> <0x0A> �").split(" ")
+         "\u1100\u1161\u11a8 각 \u0344 \u2126 word words quick abab q,u;. zz aaa é e\u0301 ²<W> <W>² \u200d<W> Ⓐ<W> ▁ ▁▁ <0x41> <0x0A> �").split(" ")
 BLANKS = [" ", "  ", "   ", "\t", "\n", "\n\n", "\r\n", " \n ", "\u00a0", "\u3000", "\u2028", "\u180e", "\u200b",
           "\u0085", "\v", "\f", "\x1c", ""]
 SPECIALS = ("<|endoftext|> <|im_start|> <|im_end|> <|begin_of_text|> <|eot_id|> <tool_call> <think> <｜User｜> <s> </s> "
@@ -494,6 +494,44 @@ def test_no_difference_of_others_is_hidden(style, opened):
     for change in (lambda ids: [ids[0] + 1, *ids[1:]], lambda ids: ids[:-1], lambda ids: ids):
         with pytest.raises(AssertionError):
             check(Wrong(change), tokenizer, text)
+
+
+# What other published files split by, and corners of the dialect: Oniguruma reads them in the package, PCRE2 here.
+PATTERNS = [
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+",
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+",
+    "[一-龥\u0800-\u4e00]+", r"\p{N}{1,3}", r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", r"\w+|[^\w\s]+", r"[\w.]+", r"\W",
+    r"\d+|\D", r"[\d\S]", r"[^\S\n]+", r"^\S|\S$", r"(?<=\n)\S", r"(?<!a)b|a(?=b)", r"\v|\f|\t|\x41|\x{65e5}|\u00e9", r"x*",
+    r"\p{Han}+|\p{Hiragana}+|\P{Latin}", r"\p{^L}", r"(?i)k|ſ", r"(?>a|ab)c|.", r"(a)(b)?", r"[\-\]a]", r"a{2}|a{1,}b",
+    r"(?i:\p{Lu})", r"\p{Sc}|\p{Zs}|\p{Cf}|\p{Cc}|\p{Co}",
+]
+
+
+def is_ideograph(c):
+    return 0x3400 <= c < 0xA000 or 0xAC00 <= c < 0xD7A4 or 0x12000 <= c < 0x18D00 or c >= 0x20000
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_patterns(pattern, opened, characters):
+    """Boundaries are seen by the blank that ByteLevel puts before every piece."""
+    alphabet = {c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tokenizer = Tokenizer(models.BPE(vocab=alphabet, merges=[]))
+    tokenizer.pre_tokenizer = after(split(pattern), pre_tokenizers.ByteLevel(True, use_regex=False))
+    tokenizer.decoder = decoders.ByteLevel()
+    tool = opened(tokenizer)
+    few = [c for n, c in enumerate(characters) if n % 61 == 0 or not is_ideograph(ord(c))]
+    texts = [*block_texts(few), *mixed_texts(random.Random(pattern), 200, few), "aab\nab\n\nabc\n", "kKK ſsS"]
+    for text in texts:
+        theirs = tokenizer.encode(text).ids
+        if tool.encode(text) != theirs:
+            ours = tool.decode(tool.encode(text))
+            theirs = tokenizer.decode(theirs)
+            at = next(k for k in range(len(ours) + 1) if ours[k:k + 1] != theirs[k:k + 1])
+            raise AssertionError(f"{ours[max(0, at - 9):at + 9]!r} is not {theirs[max(0, at - 9):at + 9]!r}")
 
 
 def test_tables(program, tmp_path_factory):
