@@ -8,6 +8,9 @@
  * Not here: products of bf16 activations (vdpbf16ps). They would be another `tile` entry with its own packing
  * of x, chosen in pack_rows, for prompt bands only. */
 #include <stdlib.h>
+#if defined(__SSE__)
+#include <xmmintrin.h>
+#endif
 
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/linear.h"
@@ -15,12 +18,12 @@
 
 enum {
     PORTABLE_ROWS = 8,
-    DECODE_ROWS = 16, /* bands up to this many rows stream all of k at once */
-    BAND_ROWS = 384,  /* rows of a band: weights are read again for each, 384 products a weight */
-    PIECE_K =
-        512, /* inputs at once in a band of many rows: 12 rows of x are 24 KiB, a block 32 KiB of bf16 */
+    DECODE_ROWS = 16,  /* bands up to this many rows stream all of k at once */
+    BAND_ROWS = 384,   /* rows of a band: weights are read again for each, 384 products a weight */
+    PIECE_K = 512,     /* inputs at once in a band of many: 12 rows of x are 24 KiB, a bf16 block 32 KiB */
     GROUP_BLOCKS = 8,  /* blocks whose pieces (256 KiB of bf16) stay in the second-level cache */
-    PACK_ALONE = 8192, /* elements that one thread packs sooner than it wakes others */
+    PACK_K = 256,      /* inputs that one task packs */
+    PACK_ALONE = 8192, /* elements that one thread packs sooner than it wakes others: about 2 us */
 };
 
 struct call {
@@ -31,7 +34,9 @@ struct call {
     enum dtype act;
     const struct linear_table *table;
     float *pack;
-    const float *packed; /* tiles one after another, each (piece inputs, rows of the tile) */
+    size_t pack_floats;
+    const float *packed; /* tiles, tile_floats apart, each (piece inputs, linear_x_stride(rows)) */
+    size_t tile_floats;
     int n_threads;
     int row0, n_rows, n_tiles; /* of the band */
     int k0, k1;                /* inputs [k0,k1) of this piece, as stored */
@@ -44,7 +49,7 @@ static void tile_portable(const struct linear_tile *t, enum dtype dtype)
     for (int r = 0; r < t->rows && !t->first; r++)
         memcpy(sum[r], t->y + (size_t)r * t->y_stride, (size_t)t->lanes * sizeof(float));
     for (int i = 0; i < t->k; i++) {
-        const float *x = t->x + (size_t)i * (size_t)t->rows;
+        const float *x = t->x + (size_t)i * (size_t)linear_x_stride(t->rows);
         for (int lane = 0; lane < LINEAR_BLOCK; lane++)
             w[lane] = linear_widen(t->w + linear_index(dtype, lane, i) * dtype_bytes(dtype), dtype);
         for (int r = 0; r < t->rows; r++)
@@ -68,44 +73,76 @@ const struct linear_table linear_portable = {
 /* Rows of the band before its tile `i`: tiles differ by one row at most. */
 static int tile_row(const struct call *c, int i) { return cpu_share(c->n_rows, i, c->n_tiles); }
 
-static void pack_tile(const struct call *c, int tile)
+/* to (n,2) = the n inputs of two rows. */
+static void transpose_two(float *to, const float *const row[4], int n)
 {
-    int row = tile_row(c, tile), rows = tile_row(c, tile + 1) - row, k = c->w->k, n_k = c->k1 - c->k0;
-    int real = c->k1 > k ? n_k - 1 : n_k; /* the pad of odd k is zero */
-    float *to = c->pack + (size_t)row * (size_t)n_k;
-    size_t from = (size_t)(c->row0 + row) * (size_t)k + (size_t)c->k0;
-    if (c->act == DTYPE_F32) {
-        const float *x = (const float *)c->x + from;
-        for (int i = 0; i < real; i++)
-            for (int r = 0; r < rows; r++) to[i * rows + r] = x[(size_t)r * (size_t)k + (size_t)i];
-    } else {
-        const uint16_t *x = (const uint16_t *)c->x + from;
-        for (int i = 0; i < real; i++)
-            for (int r = 0; r < rows; r++) {
-                uint16_t h = x[(size_t)r * (size_t)k + (size_t)i];
-                to[i * rows + r] = c->act == DTYPE_BF16 ? dtype_f32_from_bf16(h) : dtype_f32_from_f16(h);
-            }
-    }
-    for (int i = real * rows; i < n_k * rows; i++) to[i] = 0;
+    for (int i = 0; i < n; i++) to[2 * i] = row[0][i], to[2 * i + 1] = row[1][i];
 }
 
+/* to (n, stride): columns 0..3 = the n inputs of four rows. */
+static void transpose_four(float *to, size_t stride, const float *const row[4], int n)
+{
+    int i = 0;
+#if defined(__SSE__)
+    for (; i + 4 <= n; i += 4, to += 4 * stride) {
+        __m128 a = _mm_loadu_ps(row[0] + i), b = _mm_loadu_ps(row[1] + i);
+        __m128 c = _mm_loadu_ps(row[2] + i), d = _mm_loadu_ps(row[3] + i);
+        _MM_TRANSPOSE4_PS(a, b, c, d);
+        _mm_storeu_ps(to, a);
+        _mm_storeu_ps(to + stride, b);
+        _mm_storeu_ps(to + 2 * stride, c);
+        _mm_storeu_ps(to + 3 * stride, d);
+    }
+#endif
+    for (; i < n; i++, to += stride)
+        for (int r = 0; r < 4; r++) to[r] = row[r][i];
+}
+
+static void widen_row(float *to, const uint16_t *x, int n, enum dtype act)
+{
+    for (int i = 0; i < n; i++)
+        to[i] = act == DTYPE_BF16 ? dtype_f32_from_bf16(x[i]) : dtype_f32_from_f16(x[i]);
+}
+
+/* One tile and at most PACK_K inputs. A row that is missing to a multiple of four is the tile's first again:
+ * what it becomes is never used. */
 static void pack_task(void *arg, int task, int thread)
 {
     (void)thread;
-    pack_tile(arg, task);
+    const struct call *c = arg;
+    int tile = task % c->n_tiles, i0 = c->k0 + task / c->n_tiles * PACK_K;
+    int i1 = c->k1 - i0 < PACK_K ? c->k1 : i0 + PACK_K, k = c->w->k, n = (i1 < k ? i1 : k) - i0;
+    int first = tile_row(c, tile), rows = tile_row(c, tile + 1) - first;
+    size_t stride = (size_t)linear_x_stride(rows);
+    float *to = c->pack + (size_t)tile * c->tile_floats + (size_t)(i0 - c->k0) * stride, wide[4][PACK_K];
+    for (int four = 0; four < rows; four += 4) {
+        const float *row[4];
+        for (int r = 0; r < 4; r++) {
+            int at = c->row0 + first + (four + r < rows ? four + r : 0);
+            size_t from = (size_t)at * (size_t)k + (size_t)i0;
+            row[r] = c->act == DTYPE_F32 ? (const float *)c->x + from : wide[r];
+            if (c->act != DTYPE_F32) widen_row(wide[r], (const uint16_t *)c->x + from, n, c->act);
+        }
+        if (rows > 2) transpose_four(to + four, stride, row, n);
+        else if (rows == 2) transpose_two(to, row, n);
+        else memcpy(to, row[0], (size_t)n * sizeof *to);
+    }
+    if (i1 > k) memset(to + (size_t)n * stride, 0, stride * sizeof *to); /* the pad of odd k is zero */
 }
 
 static void pack_rows(struct device *d, struct call *c)
 {
-    int n_k = c->k1 - c->k0;
+    int n_k = c->k1 - c->k0, n_tasks = c->n_tiles * ((n_k + PACK_K - 1) / PACK_K);
     if (c->n_rows == 1 && c->act == DTYPE_F32 && c->k1 <= c->w->k) {
         c->packed = (const float *)c->x + (size_t)c->row0 * (size_t)c->w->k + (size_t)c->k0;
         return;
     }
     c->packed = c->pack;
+    c->tile_floats = (size_t)n_k * (size_t)linear_x_stride((c->n_rows + c->n_tiles - 1) / c->n_tiles);
+    ASSERT(c->tile_floats * (size_t)c->n_tiles <= c->pack_floats);
     if ((long long)c->n_rows * n_k <= PACK_ALONE)
-        for (int tile = 0; tile < c->n_tiles; tile++) pack_tile(c, tile);
-    else cpu_parallel(d, pack_task, c, c->n_tiles);
+        for (int task = 0; task < n_tasks; task++) pack_task(c, task, 0);
+    else cpu_parallel(d, pack_task, c, n_tasks);
 }
 
 static void multiply(const struct call *c, int block, int tile)
@@ -118,7 +155,7 @@ static void multiply(const struct call *c, int block, int tile)
         .y_stride = (size_t)n,
         .rows = tile_row(c, tile + 1) - row,
         .lanes = n - column < LINEAR_BLOCK ? n - column : LINEAR_BLOCK,
-        .x = c->packed + (size_t)row * (size_t)(c->k1 - c->k0),
+        .x = c->packed + (size_t)tile * c->tile_floats,
         .w = (const char *)c->w->data + (size_t)block * c->block_bytes +
              (size_t)c->k0 * LINEAR_BLOCK * dtype_bytes(dtype),
         .k = c->k1 - c->k0,
@@ -139,19 +176,27 @@ static void multiply_task(void *arg, int task, int thread)
             for (int block = first; block < end && block < first + group; block++) multiply(c, block, tile);
 }
 
+static int tiles_of(int n_rows, const struct linear_table *t) { return (n_rows + t->rows - 1) / t->rows; }
+
 /* Floats of scratch for a matrix of k inputs and any number of rows. */
-static size_t pack_floats(int k)
+static size_t pack_floats(int k, const struct linear_table *t)
 {
-    size_t decode = (size_t)DECODE_ROWS * (size_t)(k + 1), prompt = (size_t)BAND_ROWS * PIECE_K;
+    size_t decode = 0, prompt = (size_t)tiles_of(BAND_ROWS, t) * (size_t)linear_x_stride(t->rows) * PIECE_K;
+    for (int rows = 1; rows <= DECODE_ROWS; rows++) {
+        int tiles = tiles_of(rows, t);
+        size_t floats = (size_t)tiles * (size_t)linear_x_stride((rows + tiles - 1) / tiles) * (size_t)(k + 1);
+        if (floats > decode) decode = floats;
+    }
     return decode > prompt ? decode : prompt;
 }
 
 void cpu_linear_reserve(struct device *d, int k)
 {
     struct cpu_device *c = cpu_of(d);
-    if (c->pack_floats >= pack_floats(k)) return;
+    size_t floats = pack_floats(k, c->linear);
+    if (c->pack_floats >= floats) return;
     free(c->pack);
-    c->pack_floats = pack_floats(k);
+    c->pack_floats = floats;
     c->pack = aligned_alloc(64, (c->pack_floats * sizeof(float) + 63) / 64 * 64);
     if (!c->pack)
         DIE(EXIT_CODE_MEMORY, "free memory on this host", "no memory for %zu floats", c->pack_floats);
@@ -166,12 +211,13 @@ void cpu_linear(struct device *d, float *y, const void *x, const struct matrix *
     struct call c = {
         .y = y, .x = x, .w = w, .bias = bias, .act = dev->act, .table = dev->linear, .pack = dev->pack};
     c.n_threads = cpu_threads(d);
+    c.pack_floats = dev->pack_floats;
     c.block_bytes = linear_block_bytes(w->dtype, w->k);
     int k_stored = linear_k_stored(w->dtype, w->k);
     for (c.row0 = 0; c.row0 < n_rows; c.row0 += c.n_rows) {
         int left = n_rows - c.row0, step = left <= DECODE_ROWS ? k_stored : PIECE_K;
         c.n_rows = left < BAND_ROWS ? left : BAND_ROWS;
-        c.n_tiles = (c.n_rows + c.table->rows - 1) / c.table->rows;
+        c.n_tiles = tiles_of(c.n_rows, c.table);
         for (c.k0 = 0; c.k0 < k_stored; c.k0 = c.k1) {
             c.k1 = k_stored - c.k0 < step ? k_stored : c.k0 + step;
             pack_rows(d, &c);

@@ -16,14 +16,14 @@
 
 #include "kernels/kernels.h"
 
-enum { LINEAR_BLOCK = 32, LINEAR_MAX_ROWS = 16 };
+enum { LINEAR_BLOCK = 32 };
 
 /* One tile of y: `rows` rows, one block of outputs, `k` inputs. */
 struct linear_tile {
     float *y; /* (rows, lanes), row i at y + i * y_stride */
     size_t y_stride;
     int rows, lanes;   /* rows <= linear_table.rows; lanes 1..LINEAR_BLOCK */
-    const float *x;    /* (k, rows) packed */
+    const float *x;    /* (k, linear_x_stride(rows)) packed; columns past the rows are not used */
     const char *w;     /* the block at the piece's first input */
     int k;             /* inputs of this piece; even for bf16 (x and w are zero at the pad) */
     bool first;        /* start from zero; else from y */
@@ -36,6 +36,10 @@ struct linear_table {
 };
 
 extern const struct linear_table linear_portable, linear_avx2, linear_avx512;
+
+/* Floats from one input to the next in a tile's packed x: rows are transposed by fours, but few rows must not
+ * crowd the first-level cache. One row is not copied. */
+static inline int linear_x_stride(int rows) { return rows <= 2 ? rows : (rows + 3) / 4 * 4; }
 
 /* Inputs as stored: k, padded to even for bf16. */
 static inline int linear_k_stored(enum dtype dtype, int k) { return dtype == DTYPE_BF16 ? k + (k & 1) : k; }

@@ -1,14 +1,14 @@
 /* linear_avx2.c - tiles of y = x W^T with AVX2 and FMA.
  *
- * Sixteen registers hold 12 accumulators: 3 rows of all four vectors of a block, or 6 rows of half a block,
- * the halves one after the other (the second reads its weights from the cache). */
+ * Sixteen registers hold the sums of 2 rows of a block, or of 6 rows of half a block. The halves follow each
+ * other: the first prefetches whole lines, the second finds them in the cache. */
 #include <immintrin.h>
 
 #include "kernels/cpu/linear.h"
 
 #define INLINE static inline __attribute__((always_inline))
 #if defined(__clang__)
-#define UNROLL _Pragma("unroll")
+#define UNROLL _Pragma("clang loop unroll(full)")
 #else
 #define UNROLL _Pragma("GCC unroll 8")
 #endif
@@ -78,6 +78,8 @@ INLINE void multiply(__m256 a[ROWS][4], const float *x, const char *w, widen_fun
         {
             __m256 b = _mm256_broadcast_ss(x + i);
             UNROLL for (int v = 0; v < V; v++) a[i][v] = _mm256_fmadd_ps(b, f[v], a[i][v]);
+            /* Row after row, in place: gcc 12 otherwise mixes the rows and spills a third of the sums. */
+            UNROLL for (int v = 0; v < V; v++) __asm__("" : "+x"(a[i][v]));
         }
     }
 }
@@ -88,10 +90,10 @@ INLINE void bf16_part(const struct linear_tile *t, int v0, const int R, const in
     begin(a, t, v0, R, V);
     const char *w = t->w;
     const float *x = t->x;
-    for (int i = 0; i < t->k; i += 2, w += 128, x += 2 * R) {
+    for (int i = 0; i < t->k; i += 2, w += 128, x += 2 * linear_x_stride(R)) {
         if (v0 == 0) _mm_prefetch(w + PREFETCH, _MM_HINT_T0), _mm_prefetch(w + PREFETCH + 64, _MM_HINT_T0);
         multiply(a, x, w, bf16_even, v0, R, V);
-        multiply(a, x + R, w, bf16_odd, v0, R, V);
+        multiply(a, x + linear_x_stride(R), w, bf16_odd, v0, R, V);
     }
     end(a, t, v0, R, V);
 }
@@ -102,7 +104,7 @@ INLINE void f16_part(const struct linear_tile *t, int v0, const int R, const int
     begin(a, t, v0, R, V);
     const char *w = t->w;
     const float *x = t->x;
-    for (int i = 0; i < t->k; i++, w += 64, x += R) {
+    for (int i = 0; i < t->k; i++, w += 64, x += linear_x_stride(R)) {
         if (v0 == 0) _mm_prefetch(w + PREFETCH, _MM_HINT_T0);
         multiply(a, x, w, f16_vector, v0, R, V);
     }
@@ -115,7 +117,7 @@ INLINE void f32_part(const struct linear_tile *t, int v0, const int R, const int
     begin(a, t, v0, R, V);
     const char *w = t->w;
     const float *x = t->x;
-    for (int i = 0; i < t->k; i++, w += 128, x += R) {
+    for (int i = 0; i < t->k; i++, w += 128, x += linear_x_stride(R)) {
         if (v0 == 0) _mm_prefetch(w + PREFETCH, _MM_HINT_T0), _mm_prefetch(w + PREFETCH + 64, _MM_HINT_T0);
         multiply(a, x, w, f32_vector, v0, R, V);
     }
@@ -130,7 +132,7 @@ INLINE void f32_part(const struct linear_tile *t, int v0, const int R, const int
         switch (t->rows) {                                                                                   \
         case 1: name##_part(t, 0, 1, 4); break;                                                              \
         case 2: name##_part(t, 0, 2, 4); break;                                                              \
-        case 3: name##_part(t, 0, 3, 4); break;                                                              \
+        case 3: HALVES(name, 3); break;                                                                      \
         case 4: HALVES(name, 4); break;                                                                      \
         case 5: HALVES(name, 5); break;                                                                      \
         default: HALVES(name, 6); break;                                                                     \

@@ -24,27 +24,39 @@ static uint16_t narrow(float f, enum dtype to)
     return to == DTYPE_BF16 ? dtype_bf16_from_f32(f) : dtype_f16_from_f32(f);
 }
 
-static void put_row(const struct put *p, char *block, int lane, const char *src)
+/* Inputs [i0,i1) of one row. */
+static void put_span(const struct put *p, char *block, int lane, const char *src, int i0, int i1)
 {
-    const struct matrix *w = p->w;
-    size_t bytes = dtype_bytes(w->dtype), src_bytes = dtype_bytes(p->src_dtype);
-    bool same = p->src_dtype == w->dtype;
-    for (int i = 0; i < w->k; i++, src += src_bytes) {
-        char *to = block + linear_index(w->dtype, lane, i) * bytes;
-        if (same) {
-            memcpy(to, src, bytes);
+    enum dtype to = p->w->dtype, from = p->src_dtype;
+    size_t bytes = dtype_bytes(to), src_bytes = dtype_bytes(from);
+    for (int i = i0; i < i1; i++) {
+        char *at = block + linear_index(to, lane, i) * bytes;
+        const char *x = src + (size_t)i * src_bytes;
+        if (from == to) {
+            memcpy(at, x, bytes);
         } else {
-            float f = linear_widen(src, p->src_dtype);
-            uint16_t h = w->dtype == DTYPE_F32 ? 0 : narrow(f, w->dtype);
-            memcpy(to, w->dtype == DTYPE_F32 ? (const void *)&f : (const void *)&h, bytes);
+            float f = linear_widen(x, from);
+            uint16_t h = to == DTYPE_F32 ? 0 : narrow(f, to);
+            memcpy(at, to == DTYPE_F32 ? (const void *)&f : (const void *)&h, bytes);
         }
     }
+}
+
+/* Any types, sixteen inputs of all rows of a block at a time: whole cache lines are read and written. */
+static void put_any(const struct put *p, char *block, int lane0, int lanes, const char *src)
+{
+    const struct matrix *w = p->w;
+    size_t stride = p->src_stride * dtype_bytes(p->src_dtype), bytes = dtype_bytes(w->dtype);
+    for (int i = 0; i < w->k; i += 16)
+        for (int lane = 0; lane < lanes; lane++)
+            put_span(p, block, lane0 + lane, src + (size_t)lane * stride, i, w->k - i < 16 ? w->k : i + 16);
     if (linear_k_stored(w->dtype, w->k) > w->k)
-        memset(block + linear_index(w->dtype, lane, w->k) * bytes, 0, bytes);
+        for (int lane = lane0; lane < lane0 + lanes; lane++)
+            memset(block + linear_index(w->dtype, lane, w->k) * bytes, 0, bytes);
 }
 
 /* bf16 to bf16, by far the most common: pairs of inputs move as one word. Sixteen pairs of all rows of a
- * block at a time, so that both what is read and what is written are whole cache lines. */
+ * block at a time, as above. */
 static void put_pairs(const struct put *p, char *block, int lane0, int lanes, const char *src)
 {
     int pairs = p->w->k / 2;
@@ -80,10 +92,8 @@ static void put_blocks(void *arg, int task, int thread)
         char *to = (char *)w->data + (size_t)block * linear_block_bytes(w->dtype, w->k);
         size_t row_bytes = p->src_stride * dtype_bytes(p->src_dtype);
         const char *src = p->src + (size_t)(row0 - p->row0) * row_bytes;
-        if (w->dtype == DTYPE_BF16 && p->src_dtype == DTYPE_BF16)
-            put_pairs(p, to, row0 % LINEAR_BLOCK, row1 - row0, src);
-        else
-            for (int row = row0; row < row1; row++, src += row_bytes) put_row(p, to, row % LINEAR_BLOCK, src);
+        bool pairs = w->dtype == DTYPE_BF16 && p->src_dtype == DTYPE_BF16;
+        (pairs ? put_pairs : put_any)(p, to, row0 % LINEAR_BLOCK, row1 - row0, src);
     }
 }
 
