@@ -443,7 +443,7 @@ def test_fixed(style, opened):
 def test_mixed(style, opened, characters):
     tool, tokenizer = opened(made(style)), made(style)
     rng = random.Random(style)
-    for n, text in enumerate(mixed_texts(rng, 3000, characters)):
+    for n, text in enumerate(mixed_texts(rng, 1500, characters)):
         check(tool, tokenizer, text, n % 2 == 1)
 
 
@@ -463,7 +463,7 @@ def test_random_ids(style, opened):
     rng = random.Random(style)
     ids = [i for i in range(tokenizer.get_vocab_size()) if tokenizer.id_to_token(i) is not None]
     short = [i for i in ids if len(tokenizer.id_to_token(i)) <= 2 or tokenizer.id_to_token(i).startswith("<0x")]
-    for _ in range(2500):
+    for _ in range(1200):
         check_decode(tool, tokenizer, rng.choices(rng.choice([ids, short]), k=rng.randint(0, 12)))
 
 
@@ -473,7 +473,7 @@ def test_random_utf8(style, opened, characters):
     tool, tokenizer = opened(made(style)), made(style)
     rng = random.Random(style)
     known = set(characters)
-    for _ in range(1500):
+    for _ in range(700):
         data = bytes(rng.choices([rng.randrange(128), rng.randrange(0xC2, 0xF5), *range(0x80, 0xC0)], k=40))
         text = "".join(c for c in data.decode("utf-8", "ignore") if c in known)
         check(tool, tokenizer, text)
