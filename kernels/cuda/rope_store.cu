@@ -1,0 +1,151 @@
+/* rope_store.cu - q and k heads normed and rotated, k and v written to their pages, page summaries
+ * recomputed.
+ *
+ *   y = x / sqrt(mean(x^2) + eps) * weight                      only with q_norm, k_norm
+ *   z_i = y_i cos - y_(i+E/2) sin,   z_(i+E/2) = y_(i+E/2) cos + y_i sin
+ *
+ * One block is one kv head (with its group of q heads) of the rows of a span that fall into one page; so
+ * every touched page belongs to one block, which writes its keys and then takes min and max over all keys of
+ * the page that the sequence has, as stored. What lies in a page past the sequence's newest position is never
+ * looked at. A warp takes one head of one row at a time. Limits: E even, at most 256. */
+#include "kernels/cuda/attention.cuh"
+
+enum { THREADS = 128, PAIRS = ATTENTION_MAX_E / 64 };
+
+/* A run of rows of one sequence with consecutive positions. */
+struct rows {
+    int slot, row0, n_rows, position0;
+};
+
+/* What one block needs besides the structs of the step. */
+struct rope_store {
+    float *q;
+    const float *qkv, *rope, *q_norm, *k_norm;
+    bool prompt; /* spans of the prompt array, else of the decode array */
+};
+
+/* A lane's pairs of one head: x_i, x_(i+E/2) for i = lane, lane+32, ... become normed and rotated. */
+static __device__ __forceinline__ void norm_rope(float lo[PAIRS], float hi[PAIRS], const float *x,
+                                                 const float *weight, const float2 *rope,
+                                                 const struct dims &m)
+{
+    int lane = threadIdx.x % 32, half = m.E / 2;
+    float sum = 0;
+#pragma unroll
+    for (int j = 0; j < PAIRS; j++) {
+        int i = lane + 32 * j;
+        lo[j] = i < half ? x[i] : 0.0f;
+        hi[j] = i < half ? x[i + half] : 0.0f;
+        sum += lo[j] * lo[j] + hi[j] * hi[j];
+    }
+    float f = weight ? 1.0f / sqrtf(warp_sum(sum) / (float)m.E + m.norm_eps) : 1.0f;
+#pragma unroll
+    for (int j = 0; j < PAIRS; j++) {
+        int i = lane + 32 * j;
+        if (i >= half) continue;
+        float a = weight ? lo[j] * f * weight[i] : lo[j], c = weight ? hi[j] * f * weight[i + half] : hi[j];
+        float2 turn = rope[i];
+        lo[j] = a * turn.x - c * turn.y;
+        hi[j] = c * turn.x + a * turn.y;
+    }
+}
+
+/* Head `h` of the row: 0 .. G-1 are query heads, G is the key, G+1 the value. */
+static __device__ __forceinline__ void store_head(const struct rope_store &a, int row, int h, int kv_head,
+                                                  char *key, const struct dims &m)
+{
+    int lane = threadIdx.x % 32, half = m.E / 2, E = m.E;
+    const float *from = a.qkv + (size_t)row * (size_t)((m.Qr + 2 * m.Kr) * E);
+    if (h == m.G + 1) {
+        from += (size_t)((m.Qr + m.Kr + kv_head) * E);
+        char *value = key + values_distance(m);
+        for (int e = lane; e < E; e += 32) put_element(value, e, from[e], m.kv);
+        return;
+    }
+    int head = h == m.G ? m.Qr + kv_head : kv_head * m.G + h;
+    const float2 *rope = reinterpret_cast<const float2 *>(a.rope) + (size_t)row * (size_t)half;
+    float lo[PAIRS], hi[PAIRS];
+    norm_rope(lo, hi, from + (size_t)(head * E), h == m.G ? a.k_norm : a.q_norm, rope, m);
+    float *q = a.q + ((size_t)row * (size_t)m.Qr + (size_t)head) * (size_t)E;
+#pragma unroll
+    for (int j = 0; j < PAIRS; j++) {
+        int i = lane + 32 * j;
+        if (i >= half) continue;
+        if (h < m.G) {
+            q[i] = lo[j];
+            q[i + half] = hi[j];
+        } else {
+            put_element(key, i, lo[j], m.kv);
+            put_element(key, i + half, hi[j], m.kv);
+        }
+    }
+}
+
+/* The page's summary from its first n keys. */
+static __device__ __forceinline__ void summarize(char *summary, const char *keys, int n, const struct dims &m)
+{
+    enum dtype type = m.summary == SUMMARY_F32   ? DTYPE_F32
+                      : m.summary == SUMMARY_F16 ? DTYPE_F16
+                                                 : DTYPE_BF16;
+    for (int e = threadIdx.x; e < m.E; e += THREADS) {
+        float lo = element(keys, e, m.kv), hi = lo;
+        for (int t = 1; t < n; t++) {
+            float k = element(keys, (size_t)(t * m.E + e), m.kv);
+            lo = k < lo ? k : lo;
+            hi = k > hi ? k : hi;
+        }
+        put_element(summary, e, lo, type);
+        put_element(summary, m.E + e, hi, type);
+    }
+}
+
+static __global__ void __launch_bounds__(THREADS)
+    rope_store_pages(struct rope_store a, struct kv_layer kv, struct batch b, struct dims m)
+{
+    int kv_head = blockIdx.y, span = blockIdx.z;
+    struct rows s;
+    if (a.prompt) {
+        struct prompt_span p = b.prompt[span];
+        s = {p.slot, p.row0, p.n_rows, p.position0};
+    } else {
+        const struct decode_span *p = &b.decode[span];
+        s = {p->slot, p->row0, p->n_rows, p->position - p->n_rows + 1};
+    }
+    int newest = s.position0 + s.n_rows - 1, page = s.position0 / m.P + (int)blockIdx.x;
+    if (s.n_rows <= 0 || page > newest / m.P) return;
+    struct page_place at = page_place_of(kv, span_blocks(b, m, s.slot), page, m);
+    char *keys = page_keys(at, m, kv_head);
+    int from = max(page * m.P, s.position0), to = min(page * m.P + m.P - 1, newest), heads = m.G + 2;
+    for (int i = threadIdx.x / 32; i < (to - from + 1) * heads; i += THREADS / 32) {
+        int position = from + i / heads;
+        char *key = keys + (size_t)((position - page * m.P) * m.E * type_bytes(m.kv));
+        store_head(a, s.row0 + position - s.position0, i % heads, kv_head, key, m);
+    }
+    __syncthreads(); /* the page's new keys are written */
+    summarize(page_summary(at, m, kv_head), keys, to - page * m.P + 1, m);
+}
+
+extern "C" void cuda_rope_store(struct device *d, float *q, const float *qkv, const float *rope,
+                                const float *q_norm, const float *k_norm, const struct kv_layer *kv,
+                                const struct batch *b, const struct dims *m)
+{
+    ASSERT(m->E <= ATTENTION_MAX_E && m->E % 2 == 0);
+    struct rope_store a = {q, qkv, rope, q_norm, k_norm, false};
+    if (b->n_decode > 0) {
+        unsigned pages = (unsigned)((m->W + m->P - 2) / m->P + 1); /* that W consecutive positions touch */
+        rope_store_pages<<<dim3(pages, (unsigned)m->Kr, (unsigned)b->n_decode), THREADS, 0,
+                           cuda_of(d)->stream>>>(a, *kv, *b, *m);
+        cuda_check_launch("rope_store");
+    }
+    int pages = 0;
+    for (int i = 0; i < b->n_prompt; i++) {
+        const struct prompt_span *s = &b->host_prompt[i];
+        int n = (s->position0 + s->n_rows - 1) / m->P - s->position0 / m->P + 1;
+        pages = n > pages ? n : pages;
+    }
+    if (b->n_prompt == 0) return;
+    a.prompt = true;
+    rope_store_pages<<<dim3((unsigned)pages, (unsigned)m->Kr, (unsigned)b->n_prompt), THREADS, 0,
+                       cuda_of(d)->stream>>>(a, *kv, *b, *m);
+    cuda_check_launch("rope_store");
+}

@@ -1,0 +1,386 @@
+/* select.cu - which pages the new row reads: ALGORITHM.md step 2.
+ *
+ *   score_jh = (q_h . c_j + alpha |q_h| . u_j) * attention_scale,   c = (max + min) / 2,  u = (max - min) / 2
+ *            = q' . (min_j | max_j),   q' = ((q_h - alpha |q_h|) / 2 | (q_h + alpha |q_h|) / 2) *
+ * attention_scale
+ *
+ * The group's scores become one per page: max, mean, or softmax over the candidate pages per head, then the
+ * mean over heads. The page of the new position and the first n_sink pages are chosen whatever they score,
+ * then the best others until n_select are chosen; equal scores prefer the lower page. Three launches:
+ *
+ *   score   a block is SCORE_PAGES candidates of one kv head of one span. A page's summary is read once, in
+ * 16-byte pieces, for all heads of the group; q' lies in shared memory. With `max` and `mean` it writes keys,
+ * with `softmax` scores and, per head, its stretch's maximum and sum of exponentials. reduce  softmax only:
+ * the same stretches; scores become keys. choose  a block is one kv head of one span: radix selection, eight
+ * bits of the key at a time, then the list.
+ *
+ * A key is the score as an unsigned integer of the same order; forced pages have the largest.
+ * Scratch, carved by struct scratch: scores (n_decode, Kr, G, C/P) f32, keys (n_decode, Kr, C/P) u32,
+ * stretches (n_decode, Kr, stretches, G, 2) f32. Limits: the fast way is for 16-bit summaries of width 64 and
+ * 128; others are read element by element. */
+#include "kernels/cuda/attention.cuh"
+
+enum {
+    SCORE_PAGES = 256,
+    SCORE_THREADS = 256,
+    CHOOSE_THREADS = 1024,
+    CHOOSE_KEYS = 16384, /* keys that choose holds in shared memory; longer lists are read from the scratch */
+    DIGITS = 256,        /* eight bits */
+};
+
+static_assert(SCORE_THREADS == SCORE_PAGES, "a thread finds one summary");
+
+struct scratch {
+    float *score;
+    uint32_t *key;
+    float2 *stretch; /* maximum, sum of e^(score - maximum) */
+    int n_pages, n_stretches;
+};
+
+static struct scratch scratch_of(void *memory, const struct dims *m)
+{
+    struct scratch s;
+    s.n_pages = m->C / m->P;
+    s.n_stretches = (s.n_pages + SCORE_PAGES - 1) / SCORE_PAGES;
+    size_t heads = (size_t)m->max_spans * (size_t)m->Kr;
+    s.stretch = (float2 *)memory;
+    s.score = (float *)(s.stretch + heads * (size_t)m->G * (size_t)s.n_stretches);
+    s.key = (uint32_t *)(s.score + heads * (size_t)m->G * (size_t)s.n_pages);
+    return s;
+}
+
+extern "C" size_t cuda_select_scratch_bytes(struct device *d, const struct dims *m)
+{
+    (void)d;
+    struct scratch s = scratch_of(NULL, m);
+    return (size_t)m->max_spans * (size_t)m->Kr *
+           ((size_t)m->G * ((size_t)s.n_stretches * sizeof(float2) + (size_t)s.n_pages * sizeof(float)) +
+            (size_t)s.n_pages * sizeof(uint32_t));
+}
+
+/* A float as an unsigned integer of the same order; NaN below everything, -0 equal to 0. */
+static __device__ __forceinline__ uint32_t ordered(float x)
+{
+    if (x != x) return 1;
+    uint32_t bits = __float_as_uint(x + 0.0f);
+    return bits >> 31 ? ~bits : bits | 0x80000000u;
+}
+
+static __device__ __forceinline__ bool forced(int page, const struct decode_span &s, const struct dims &m)
+{
+    return page == s.position / m.P || page < s.n_sink;
+}
+
+/* --- score --- */
+
+/* q' of the group, (G,2E) f32. */
+static __device__ __forceinline__ void bound_queries(float *w, const float *q, float alpha,
+                                                     const struct dims &m)
+{
+    int E = m.E;
+    for (int at = threadIdx.x; at < m.G * E; at += SCORE_THREADS) {
+        int h = at / E, e = at - h * E;
+        float x = q[at], width = alpha * fabsf(x);
+        w[h * 2 * E + e] = (x - width) * 0.5f * m.attention_scale;
+        w[h * 2 * E + E + e] = (x + width) * 0.5f * m.attention_scale;
+    }
+}
+
+/* Eight 16-bit elements. */
+static __device__ __forceinline__ void widen_piece(float x[8], uint4 piece, bool bf16)
+{
+    uint32_t word[4] = {piece.x, piece.y, piece.z, piece.w};
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        if (bf16) {
+            x[2 * i] = __uint_as_float(word[i] << 16);
+            x[2 * i + 1] = __uint_as_float(word[i] & 0xffff0000u);
+        } else {
+            float2 f = __half22float2(*reinterpret_cast<const __half2 *>(&word[i]));
+            x[2 * i] = f.x;
+            x[2 * i + 1] = f.y;
+        }
+    }
+}
+
+/* Scores of four groups of pages into s (G,SCORE_PAGES): LANES lanes share a page, so a warp holds 32/LANES
+ * pages beside each other, four times. Sums over lanes halve the number of values as they go. */
+template <int LANES>
+static __device__ __forceinline__ void score_pages(float *s, const float *w, const char *const *summary,
+                                                   int n, const struct dims &m)
+{
+    constexpr int ABREAST = 32 / LANES, WIDTH = LANES * 8;
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32, piece = lane % LANES;
+    bool bf16 = m.summary == SUMMARY_BF16;
+    for (int base = warp * 4 * ABREAST; base < n; base += SCORE_THREADS / 32 * 4 * ABREAST) {
+        float x[4][8];
+#pragma unroll
+        for (int k = 0; k < 4; k++) {
+            int j = base + k * ABREAST + lane / LANES;
+            uint4 v = {0, 0, 0, 0};
+            if (j < n) v = reinterpret_cast<const uint4 *>(summary[j])[piece];
+            widen_piece(x[k], v, bf16);
+        }
+        for (int h = 0; h < m.G; h++) {
+            const float4 *q = reinterpret_cast<const float4 *>(w + h * WIDTH + piece * 8);
+            float4 lo = q[0], hi = q[1];
+            float sum[4];
+#pragma unroll
+            for (int k = 0; k < 4; k++)
+                sum[k] = x[k][0] * lo.x + x[k][1] * lo.y + x[k][2] * lo.z + x[k][3] * lo.w + x[k][4] * hi.x +
+                         x[k][5] * hi.y + x[k][6] * hi.z + x[k][7] * hi.w;
+            /* Lanes with bit LANES/2 keep pages 2 and 3 of the four, then those with bit LANES/4 the odd one.
+             */
+            bool high = piece & LANES / 2, odd = piece & LANES / 4;
+            float a = high ? sum[2] : sum[0], c = high ? sum[3] : sum[1];
+            a += __shfl_xor_sync(0xffffffffu, high ? sum[0] : sum[2], LANES / 2);
+            c += __shfl_xor_sync(0xffffffffu, high ? sum[1] : sum[3], LANES / 2);
+            float mine = odd ? c : a;
+            mine += __shfl_xor_sync(0xffffffffu, odd ? a : c, LANES / 4);
+#pragma unroll
+            for (int step = LANES / 8; step; step /= 2) mine += __shfl_xor_sync(0xffffffffu, mine, step);
+            int j = base + (high * 2 + odd) * ABREAST + lane / LANES;
+            if (piece % (LANES / 4) == 0 && j < n) s[h * SCORE_PAGES + j] = mine;
+        }
+    }
+}
+
+/* The same for every width and type; a warp scores one page for all heads. */
+static __device__ __forceinline__ void score_pages_plain(float *s, const float *w, const char *const *summary,
+                                                         int n, const struct dims &m)
+{
+    int lane = threadIdx.x % 32;
+    enum dtype type = m.summary == SUMMARY_F32   ? DTYPE_F32
+                      : m.summary == SUMMARY_F16 ? DTYPE_F16
+                                                 : DTYPE_BF16;
+    for (int j = threadIdx.x / 32; j < n; j += SCORE_THREADS / 32) {
+        float x[2 * ATTENTION_MAX_E / 32];
+#pragma unroll
+        for (int k = 0; k < 2 * ATTENTION_MAX_E / 32; k++)
+            x[k] = lane + 32 * k < 2 * m.E ? element(summary[j], lane + 32 * k, type) : 0.0f;
+        for (int h = 0; h < m.G; h++) {
+            float sum = 0;
+#pragma unroll
+            for (int k = 0; k < 2 * ATTENTION_MAX_E / 32; k++)
+                if (lane + 32 * k < 2 * m.E) sum += x[k] * w[h * 2 * m.E + lane + 32 * k];
+            sum = warp_sum(sum);
+            if (lane == 0) s[h * SCORE_PAGES + j] = sum;
+        }
+    }
+}
+
+/* LANES: 0 for the plain way. */
+template <int LANES>
+static __global__ void __launch_bounds__(SCORE_THREADS, LANES ? 4 : 2)
+    score(struct scratch to, const float *q, struct kv_layer kv, struct batch b, struct dims m)
+{
+    extern __shared__ __align__(16) float shared[];
+    __shared__ const char *summary[SCORE_PAGES];
+    float *w = shared, *s = w + m.G * 2 * m.E; /* (G,2E), (G,SCORE_PAGES) */
+    int span = blockIdx.z, kv_head = blockIdx.y, from = blockIdx.x * SCORE_PAGES;
+    const struct decode_span sp = b.decode[span];
+    if (sp.n_rows <= 0) return;
+    struct candidates c = candidates_of(sp, kv, m);
+    int n = min(c.n - from, (int)SCORE_PAGES);
+    if (c.all || n <= 0) return;
+    size_t row = (size_t)(sp.row0 + sp.n_rows - 1);
+    bound_queries(w, q + (row * (size_t)m.Qr + (size_t)(kv_head * m.G)) * (size_t)m.E, sp.alpha, m);
+    if ((int)threadIdx.x < n)
+        summary[threadIdx.x] = page_summary(
+            page_place_of(kv, span_blocks(b, m, sp.slot), c.first + from + (int)threadIdx.x, m), m, kv_head);
+    __syncthreads(); /* q' is there, and where the summaries are */
+    if (LANES) score_pages<LANES ? LANES : 32>(s, w, summary, n, m);
+    else score_pages_plain(s, w, summary, n, m);
+    __syncthreads(); /* scores are there */
+
+    size_t head = (size_t)(span * m.Kr + kv_head);
+    int lane = threadIdx.x % 32;
+    if (sp.group != SCORE_GROUP_SOFTMAX) {
+        for (int j = threadIdx.x; j < n; j += SCORE_THREADS) {
+            float x = s[j];
+            for (int h = 1; h < m.G; h++) {
+                float y = s[h * SCORE_PAGES + j];
+                x = sp.group != SCORE_GROUP_MAX ? x + y : y > x ? y : x;
+            }
+            to.key[head * (size_t)to.n_pages + (size_t)(from + j)] =
+                forced(c.first + from + j, sp, m) ? UINT_MAX : ordered(x);
+        }
+        return;
+    }
+    for (int h = threadIdx.x / 32; h < m.G; h += SCORE_THREADS / 32) {
+        float top = -INFINITY, sum = 0;
+        for (int j = lane; j < n; j += 32) top = fmaxf(top, s[h * SCORE_PAGES + j]);
+        top = warp_max(top);
+        for (int j = lane; j < n; j += 32) {
+            sum += expf(s[h * SCORE_PAGES + j] - top);
+            to.score[(head * (size_t)m.G + (size_t)h) * (size_t)to.n_pages + (size_t)(from + j)] =
+                s[h * SCORE_PAGES + j];
+        }
+        sum = warp_sum(sum);
+        if (lane == 0)
+            to.stretch[(head * (size_t)to.n_stretches + blockIdx.x) * (size_t)m.G + (size_t)h] =
+                make_float2(top, sum);
+    }
+}
+
+/* --- reduce --- */
+
+static __global__ void __launch_bounds__(SCORE_THREADS)
+    reduce(struct scratch to, struct kv_layer kv, struct batch b, struct dims m)
+{
+    __shared__ float2 total[ATTENTION_MAX_G]; /* maximum and 1 / sum of each head */
+    int span = blockIdx.z, kv_head = blockIdx.y, from = blockIdx.x * SCORE_PAGES, lane = threadIdx.x % 32;
+    const struct decode_span s = b.decode[span];
+    if (s.n_rows <= 0 || s.group != SCORE_GROUP_SOFTMAX) return;
+    struct candidates c = candidates_of(s, kv, m);
+    int n = min(c.n - from, (int)SCORE_PAGES), n_stretches = (c.n + SCORE_PAGES - 1) / SCORE_PAGES;
+    if (c.all || n <= 0) return;
+    size_t head = (size_t)(span * m.Kr + kv_head);
+    for (int h = threadIdx.x / 32; h < m.G; h += SCORE_THREADS / 32) {
+        const float2 *stretch = to.stretch + head * (size_t)to.n_stretches * (size_t)m.G + h;
+        float top = -INFINITY, sum = 0;
+        for (int i = lane; i < n_stretches; i += 32) top = fmaxf(top, stretch[i * m.G].x);
+        top = warp_max(top);
+        for (int i = lane; i < n_stretches; i += 32)
+            sum += stretch[i * m.G].y * expf(stretch[i * m.G].x - top);
+        sum = warp_sum(sum);
+        if (lane == 0) total[h] = make_float2(top, 1.0f / sum);
+    }
+    __syncthreads(); /* totals are there */
+    for (int j = threadIdx.x; j < n; j += SCORE_THREADS) {
+        const float *score = to.score + head * (size_t)m.G * (size_t)to.n_pages + (size_t)(from + j);
+        float x = 0;
+        for (int h = 0; h < m.G; h++)
+            x += expf(score[(size_t)h * (size_t)to.n_pages] - total[h].x) * total[h].y;
+        to.key[head * (size_t)to.n_pages + (size_t)(from + j)] =
+            forced(c.first + from + j, s, m) ? UINT_MAX : ordered(x);
+    }
+}
+
+/* --- choose --- */
+
+/* The n-th largest of key (n_keys), n >= 1, and how many keys equal to it belong to the n largest. All
+ * threads get it. */
+static __device__ __forceinline__ uint32_t nth_largest(const uint32_t *key, int n_keys, int n, int *equal)
+{
+    __shared__ int digit[DIGITS], found, left;
+    uint32_t prefix = 0, mask = 0;
+    for (int shift = 24; shift >= 0; shift -= 8) {
+        for (int i = threadIdx.x; i < DIGITS; i += CHOOSE_THREADS) digit[i] = 0;
+        __syncthreads(); /* counts are zero */
+        for (int j = threadIdx.x; j < n_keys; j += CHOOSE_THREADS)
+            if ((key[j] & mask) == prefix) atomicAdd(&digit[key[j] >> shift & (DIGITS - 1)], 1);
+        __syncthreads();        /* counts are complete */
+        if (threadIdx.x < 32) { /* a lane has eight digits, lane 0 the largest */
+            int lane = threadIdx.x, sum = 0, above;
+            for (int i = 0; i < 8; i++) sum += digit[DIGITS - 1 - lane * 8 - i];
+            above = sum;
+            for (int step = 1; step < 32; step *= 2) {
+                int other = __shfl_up_sync(0xffffffffu, above, step);
+                if (lane >= step) above += other;
+            }
+            above -= sum; /* keys of larger digits than this lane's */
+            if (above < n && n <= above + sum) {
+                int i = 0;
+                while (above + digit[DIGITS - 1 - lane * 8 - i] < n)
+                    above += digit[DIGITS - 1 - lane * 8 - i++];
+                found = DIGITS - 1 - lane * 8 - i;
+                left = n - above;
+            }
+        }
+        __syncthreads(); /* the digit is known */
+        n = left;
+        prefix |= (uint32_t)found << shift;
+        mask |= (uint32_t)(DIGITS - 1) << shift;
+    }
+    *equal = n;
+    return prefix;
+}
+
+/* The sum of v over the threads before this one; `total` over all. */
+static __device__ __forceinline__ uint32_t sum_before(uint32_t v, uint32_t *total)
+{
+    __shared__ uint32_t warp_total[CHOOSE_THREADS / 32];
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    uint32_t sum = v;
+    for (int step = 1; step < 32; step *= 2) {
+        uint32_t other = __shfl_up_sync(0xffffffffu, sum, step);
+        if (lane >= step) sum += other;
+    }
+    __syncthreads(); /* the last totals have been read */
+    if (lane == 31) warp_total[warp] = sum;
+    __syncthreads(); /* totals are there */
+    uint32_t w = warp_total[lane], all = w;
+    for (int step = 1; step < 32; step *= 2) {
+        uint32_t other = __shfl_up_sync(0xffffffffu, all, step);
+        if (lane >= step) all += other;
+    }
+    *total = __shfl_sync(0xffffffffu, all, 31);
+    return sum - v + __shfl_sync(0xffffffffu, all - w, warp);
+}
+
+static __global__ void __launch_bounds__(CHOOSE_THREADS)
+    choose(int32_t *pages, int32_t *count, struct scratch from, int room, struct kv_layer kv, struct batch b,
+           struct dims m)
+{
+    extern __shared__ uint32_t held[]; /* (room) keys */
+    int kv_head = blockIdx.x, span = blockIdx.y, head = span * m.Kr + kv_head;
+    const struct decode_span s = b.decode[span];
+    if (s.n_rows <= 0) return;
+    struct candidates c = candidates_of(s, kv, m);
+    int32_t *list = pages + (size_t)head * (size_t)from.n_pages;
+    if (c.all) {
+        for (int j = threadIdx.x; j < c.n; j += CHOOSE_THREADS) list[j] = c.first + j;
+        if (threadIdx.x == 0) count[head] = c.n;
+        return;
+    }
+    const uint32_t *key = from.key + (size_t)head * (size_t)from.n_pages;
+    if (c.n <= room) {
+        for (int j = threadIdx.x; j < c.n; j += CHOOSE_THREADS) held[j] = key[j];
+        key = held;
+        __syncthreads(); /* keys are there */
+    }
+    int last = c.first + c.n - 1, sinks = max(min(s.n_sink, last + 1) - c.first, 0);
+    int n = max(c.n_select, sinks + (last >= s.n_sink)), equal; /* never fewer than are forced */
+    uint32_t limit = nth_largest(key, c.n, n, &equal);
+    int taken = 0, equal_seen = 0;
+    for (int base = 0; base < c.n && taken < n; base += CHOOSE_THREADS) {
+        int j = base + (int)threadIdx.x;
+        uint32_t k = j < c.n ? key[j] : 0, total;
+        bool above = j < c.n && k > limit, same = j < c.n && k == limit;
+        uint32_t before = sum_before((uint32_t)above << 16 | (uint32_t)same, &total);
+        int same_before = equal_seen + (int)(before & 0xffff);
+        if (above || (same && same_before < equal))
+            list[taken + (int)(before >> 16) + min(same_before, equal) - min(equal_seen, equal)] =
+                c.first + j;
+        taken += (int)(total >> 16) + min(equal_seen + (int)(total & 0xffff), equal) - min(equal_seen, equal);
+        equal_seen += (int)(total & 0xffff);
+    }
+    if (threadIdx.x == 0) count[head] = n;
+}
+
+extern "C" void cuda_select(struct device *d, int32_t *pages, int32_t *count, const float *q,
+                            const struct kv_layer *kv, const struct batch *b, void *scratch,
+                            const struct dims *m)
+{
+    ASSERT(m->E <= ATTENTION_MAX_E && m->G <= ATTENTION_MAX_G && b->n_decode <= m->max_spans);
+    if (b->n_decode == 0) return;
+    cudaStream_t stream = cuda_of(d)->stream;
+    struct scratch s = scratch_of(scratch, m);
+    int most = candidates_most(b, kv, m), room = most < CHOOSE_KEYS ? most : CHOOSE_KEYS;
+    dim3 grid((unsigned)((most + SCORE_PAGES - 1) / SCORE_PAGES), (unsigned)m->Kr, (unsigned)b->n_decode);
+    size_t bytes = (size_t)m->G * (size_t)(2 * m->E + SCORE_PAGES) * sizeof(float);
+    auto kernel = m->summary == SUMMARY_F32 ? score<0>
+                  : m->E == 128             ? score<32>
+                  : m->E == 64              ? score<16>
+                                            : score<0>;
+    allow_shared(kernel, bytes);
+    kernel<<<grid, SCORE_THREADS, bytes, stream>>>(s, q, *kv, *b, *m);
+    cuda_check_launch("select (score)");
+    reduce<<<grid, SCORE_THREADS, 0, stream>>>(s, *kv, *b, *m);
+    cuda_check_launch("select (reduce)");
+    allow_shared(choose, CHOOSE_KEYS * sizeof(uint32_t));
+    choose<<<dim3((unsigned)m->Kr, (unsigned)b->n_decode), CHOOSE_THREADS, (size_t)room * sizeof(uint32_t),
+             stream>>>(pages, count, s, room, *kv, *b, *m);
+    cuda_check_launch("select (choose)");
+}
