@@ -143,25 +143,6 @@ static bool next_chunk(struct attend *a, struct cursor *at, struct chunk *c)
     return true;
 }
 
-/* Scores (n_q,MAX_CHUNK) of n tokens become weights; the part's maximum moves and what it held is scaled. */
-static void weigh_row(const struct attend *a, float *s, int n_q, int n, float *out, float *ml)
-{
-    int padded = (n + 15) / 16 * 16;
-    for (int i = 0; i < n_q; i++, s += MAX_CHUNK, out += a->m->E, ml += 2) {
-        for (int t = n; t < padded; t++) s[t] = -INFINITY;
-        float m = a->tile->scale_max(s, padded, a->m->attention_scale);
-        if (m <= ml[0]) {
-            m = ml[0];
-        } else if (ml[0] > -INFINITY) {
-            float f = expf(ml[0] - m);
-            a->tile->scale(out, a->m->E, f);
-            ml[1] *= f;
-        }
-        ml[0] = m;
-        ml[1] += a->tile->exp_sum(s, padded, m);
-    }
-}
-
 /* One row of the span with the chunk. `next`: rows to prefetch, or NULL. */
 static void attend_row(const struct attend *a, const struct chunk *c, int r, const char *const *next)
 {
@@ -176,7 +157,13 @@ static void attend_row(const struct attend *a, const struct chunk *c, int r, con
     a->tile->dots(score, MAX_CHUNK, q, (size_t)m->E, c->n_heads, key, next, 0, (n + 3) / 4 * 4, m->E, m->kv);
     size_t at = part_index(&a->part, m, row, c->split, c->head - m->head_off);
     float *out = a->part.out + at * (size_t)m->E;
-    weigh_row(a, score, c->n_heads, n, out, a->part.ml + 2 * at);
+    int padded = (n + 15) / 16 * 16;
+    for (int h = 0; h < c->n_heads; h++)
+        for (int t = n; t < padded; t++) score[h * MAX_CHUNK + t] = -INFINITY;
+    float factor[TILE_MAX_G];
+    a->tile->weigh(score, MAX_CHUNK, c->n_heads, padded, m->attention_scale, a->part.ml + 2 * at, factor);
+    for (int h = 0; h < c->n_heads; h++)
+        if (factor[h] != 1) a->tile->scale(out + h * m->E, m->E, factor[h]);
     size_t values = (size_t)m->B * (size_t)m->E * dtype_bytes(m->kv);
     a->tile->values(out, (size_t)m->E, score, MAX_CHUNK, c->n_heads, key, values, next, 0, n, m->E, m->kv);
 }

@@ -17,7 +17,7 @@
 #include "kernels/cpu/cpu.h"
 #include "runtime/base/die.h"
 
-enum { BLOCK_QUERIES = 96, BLOCK_FLOATS = BLOCK_QUERIES * 128 };
+enum { BLOCK_QUERIES = 192, BLOCK_FLOATS = BLOCK_QUERIES * 64 };
 
 struct prompt {
     const struct tile *tile;
@@ -35,31 +35,43 @@ struct block {
     const int32_t *table;
     float q[BLOCK_FLOATS], o[BLOCK_FLOATS]; /* (queries, E) */
     float score[BLOCK_QUERIES * TILE_COLS];
-    float top[BLOCK_QUERIES], sum[BLOCK_QUERIES];
+    float ml[2 * BLOCK_QUERIES]; /* running maximum and sum of each query */
+    float factor[BLOCK_QUERIES];
+    const char *key[TILE_COLS], *value[TILE_COLS];
     float kt[TILE_DEPTH * TILE_COLS], v[TILE_COLS * TILE_MAX_E];
 } __attribute__((aligned(64)));
 
+/* Keys base .. base+n-1: pointers to them, and their values widened. Tokens of a block record lie side by
+ * side. */
+static void load_tile(const struct prompt *a, struct block *k, int kv_head, int base, int n)
+{
+    const struct dims *m = a->m;
+    size_t row_bytes = (size_t)m->E * dtype_bytes(m->kv);
+    for (int t = 0; t < n;) {
+        int at = (base + t) % m->B, run = m->B - at < n - t ? m->B - at : n - t;
+        const char *block = kv_layer_block(a->kv, m, k->table[(base + t) / m->B]);
+        const char *key = block + kv_keys_offset(m, kv_head) + (size_t)at * row_bytes;
+        const char *value = block + kv_values_offset(m, kv_head) + (size_t)at * row_bytes;
+        a->tile->widen(k->v + t * m->E, value, run * m->E, m->kv);
+        for (int end = t + run; t < end; t++, key += row_bytes) {
+            k->key[t] = key;
+            k->value[t] = (const char *)(k->v + t * m->E);
+        }
+    }
+    for (int t = n; t < TILE_COLS; t++) k->key[t] = tile_zero_row;
+}
+
 /* Rows [i0,i1) of the block see keys base .. base+63; n_cols of these may be read. */
-static void tile_scores(const struct prompt *a, struct block *k, int kv_head, int base, int n_cols, int i0,
+static void attend_tile(const struct prompt *a, struct block *k, int kv_head, int base, int n_cols, int i0,
                         int i1)
 {
     const struct dims *m = a->m;
-    const char *key[TILE_COLS], *value[TILE_COLS];
-    size_t row_bytes = (size_t)m->E * dtype_bytes(m->kv);
-    for (int t = 0; t < n_cols; t++) {
-        const char *block = kv_layer_block(a->kv, m, k->table[(base + t) / m->B]);
-        size_t at = (size_t)((base + t) % m->B) * row_bytes;
-        key[t] = block + kv_keys_offset(m, kv_head) + at;
-        a->tile->widen(k->v + t * m->E, block + kv_values_offset(m, kv_head) + at, m->E, m->kv);
-        value[t] = (const char *)(k->v + t * m->E);
-    }
-    int padded = (n_cols + 15) / 16 * 16;
-    for (int t = n_cols; t < padded; t++) key[t] = tile_zero_row;
-    int first = i0 * k->n_heads, n_q = (i1 - i0) * k->n_heads;
+    int padded = (n_cols + 15) / 16 * 16, first = i0 * k->n_heads, n_q = (i1 - i0) * k->n_heads;
     float *score = k->score + first * TILE_COLS;
+    load_tile(a, k, kv_head, base, n_cols);
     for (int e = 0; e < m->E; e += TILE_DEPTH) {
         int n_e = m->E - e < TILE_DEPTH ? m->E - e : TILE_DEPTH;
-        a->tile->load_keys(k->kt, key, (size_t)e * dtype_bytes(m->kv), padded, n_e, m->kv);
+        a->tile->load_keys(k->kt, k->key, (size_t)e * dtype_bytes(m->kv), padded, n_e, m->kv);
         a->tile->scores(score, TILE_COLS, k->q + first * m->E + e, (size_t)m->E, n_q, k->kt, n_e, 0, padded,
                         e > 0);
     }
@@ -68,19 +80,12 @@ static void tile_scores(const struct prompt *a, struct block *k, int kv_head, in
         int r = k->position0 + i / k->n_heads;
         for (int t = 0; t < first_visible(r, a->kv->sliding_window) - base; t++) s[t] = -INFINITY;
         for (int t = r - base + 1; t < padded; t++) s[t] = -INFINITY;
-        float top = a->tile->scale_max(s, padded, m->attention_scale);
-        if (top <= k->top[i]) {
-            top = k->top[i];
-        } else if (k->top[i] > -INFINITY) {
-            float f = expf(k->top[i] - top);
-            a->tile->scale(k->o + i * m->E, m->E, f);
-            k->sum[i] *= f;
-        }
-        k->top[i] = top;
-        k->sum[i] += a->tile->exp_sum(s, padded, top);
     }
-    a->tile->values(k->o + first * m->E, (size_t)m->E, score, TILE_COLS, n_q, value, 0, NULL, 0, n_cols, m->E,
-                    DTYPE_F32);
+    a->tile->weigh(score, TILE_COLS, n_q, padded, m->attention_scale, k->ml + 2 * first, k->factor + first);
+    for (int i = first; i < first + n_q; i++)
+        if (k->factor[i] != 1) a->tile->scale(k->o + i * m->E, m->E, k->factor[i]);
+    a->tile->values(k->o + first * m->E, (size_t)m->E, score, TILE_COLS, n_q, k->value, 0, NULL, 0, n_cols,
+                    m->E, DTYPE_F32);
 }
 
 static void attend_block(const struct prompt *a, struct block *k, int kv_head, int head)
@@ -91,19 +96,19 @@ static void attend_block(const struct prompt *a, struct block *k, int kv_head, i
         size_t row = (size_t)(k->row0 + i / k->n_heads), h = (size_t)(head + i % k->n_heads);
         memcpy(k->q + i * m->E, a->q + (row * (size_t)m->Qr + h) * (size_t)m->E,
                (size_t)m->E * sizeof(float));
-        k->top[i] = -INFINITY;
-        k->sum[i] = 0;
+        k->ml[2 * i] = -INFINITY;
+        k->ml[2 * i + 1] = 0;
     }
     memset(k->o, 0, (size_t)(n_q * m->E) * sizeof(float));
     for (int base = first_visible(k->position0, window) / TILE_COLS * TILE_COLS; base <= last;
          base += TILE_COLS) {
         int i0 = base > k->position0 ? base - k->position0 : 0, i1 = k->n_rows;
         while (first_visible(k->position0 + i1 - 1, window) >= base + TILE_COLS) i1--;
-        tile_scores(a, k, kv_head, base, last - base + 1 < TILE_COLS ? last - base + 1 : TILE_COLS, i0, i1);
+        attend_tile(a, k, kv_head, base, last - base + 1 < TILE_COLS ? last - base + 1 : TILE_COLS, i0, i1);
     }
     for (int i = 0; i < n_q; i++) {
         float *o = k->o + i * m->E;
-        a->tile->scale(o, m->E, 1 / k->sum[i]);
+        a->tile->scale(o, m->E, 1 / k->ml[2 * i + 1]);
         size_t at = (size_t)(k->row0 + i / k->n_heads) * (size_t)m->Hr +
                     (size_t)(head - m->head_off + i % k->n_heads);
         a->tile->narrow(a->out + at * (size_t)m->E * dtype_bytes(m->act), o, m->E, m->act);

@@ -18,6 +18,8 @@
 #ifndef RETRO_KERNELS_CPU_ATTENTION_H
 #define RETRO_KERNELS_CPU_ATTENTION_H
 
+#include <math.h>
+
 #include "kernels/kernels.h"
 
 enum {
@@ -45,10 +47,11 @@ struct tile {
      * at q (n_q,q_stride) with kt's columns. */
     void (*scores)(float *s, size_t s_stride, const float *q, size_t q_stride, int n_q, const float *kt,
                    int n_e, int c0, int c1, bool add);
-    /* s (n) *= scale; returns the largest, -inf for n = 0. n is a multiple of 16. */
-    float (*scale_max)(float *s, int n, float scale);
-    /* s (n) = e^(s - m), 0 where s is -inf; returns the sum. n is a multiple of 16, m is finite. */
-    float (*exp_sum)(float *s, int n, float m);
+    /* Scores s (n_q,s_stride) of n columns, a multiple of 16, become weights e^(s * scale - m), 0 where s is
+     * -inf. ml (n_q,2): m so far (-inf at first), which becomes the largest of itself and s * scale, and the
+     * sum of the weights so far. What was summed with the old m must be multiplied by factor (n_q); the sum
+     * is already. */
+    void (*weigh)(float *s, size_t s_stride, int n_q, int n, float scale, float *ml, float *factor);
     /* o (n_q,E) += sum over rows t0 <= t < t1 of p[i][t] times the E values at row[t] + byte_offset.
      * Prefetches the same of the rows ahead[t], where ahead is not NULL. */
     void (*values)(float *o, size_t o_stride, const float *p, size_t p_stride, int n_q,
@@ -62,6 +65,15 @@ struct tile {
     /* How many of key (n, a multiple of 16) are at least `limit`. */
     int (*count_at_least)(const int32_t *key, int n, int32_t limit);
 };
+
+/* For weigh(): the maximum of ml (m, sum) becomes m; returns the factor of what was summed so far. */
+static inline float tile_move(float *ml, float m)
+{
+    float f = m == ml[0] || ml[0] == -INFINITY ? 1 : expf(ml[0] - m);
+    ml[0] = m;
+    ml[1] *= f;
+    return f;
+}
 
 extern const struct tile tile_portable, tile_avx2, tile_avx512;
 const struct tile *tile_of(enum cpu_isa isa);

@@ -118,10 +118,10 @@ static void reduce_group(const struct select *a, float *score, int n, enum score
     if (group == SCORE_GROUP_SOFTMAX) {
         for (int h = 0; h < G; h++) {
             float *s = score + (size_t)h * stride;
+            float ml[2] = {-INFINITY, 0}, factor;
             for (int j = n; j < padded; j++) s[j] = -INFINITY;
-            float top = a->tile->scale_max(s, padded, 1);
-            float sum = a->tile->exp_sum(s, padded, top);
-            a->tile->scale(s, padded, 1 / sum);
+            a->tile->weigh(s, 0, 1, padded, 1, ml, &factor);
+            a->tile->scale(s, padded, 1 / ml[1]);
         }
     }
     for (int h = 1; h < G; h++) {

@@ -57,24 +57,18 @@ static void scores(float *s, size_t s_stride, const float *q, size_t q_stride, i
     }
 }
 
-static float scale_max(float *s, int n, float factor)
+static void weigh(float *s, size_t s_stride, int n_q, int n, float scale, float *ml, float *factor)
 {
-    float m = -INFINITY;
-    for (int i = 0; i < n; i++) {
-        s[i] *= factor;
-        m = s[i] > m ? s[i] : m;
+    for (int i = 0; i < n_q; i++, s += s_stride, ml += 2) {
+        float m = ml[0];
+        for (int c = 0; c < n; c++) m = s[c] * scale > m ? s[c] * scale : m;
+        factor[i] = tile_move(ml, m);
+        float shift = m > -INFINITY ? m : 0;
+        for (int c = 0; c < n; c++) {
+            s[c] = expf(s[c] * scale - shift);
+            ml[1] += s[c];
+        }
     }
-    return m;
-}
-
-static float exp_sum(float *s, int n, float m)
-{
-    float sum = 0;
-    for (int i = 0; i < n; i++) {
-        s[i] = expf(s[i] - m);
-        sum += s[i];
-    }
-    return sum;
 }
 
 static void values(float *o, size_t o_stride, const float *p, size_t p_stride, int n_q,
@@ -92,7 +86,7 @@ static void values(float *o, size_t o_stride, const float *p, size_t p_stride, i
     }
 }
 
-static void scale(float *x, int n, float f)
+static void scale_by(float *x, int n, float f)
 {
     for (int i = 0; i < n; i++) x[i] *= f;
 }
@@ -118,8 +112,8 @@ static int count_at_least(const int32_t *key, int n, int32_t limit)
     return count;
 }
 
-const struct tile tile_portable = {dots,   load_keys, scores, scale_max, exp_sum,
-                                   values, scale,     widen,  narrow,    count_at_least};
+const struct tile tile_portable = {dots,     load_keys, scores, weigh,         values,
+                                   scale_by, widen,     narrow, count_at_least};
 
 const struct tile *tile_of(enum cpu_isa isa)
 {

@@ -229,5 +229,5 @@ static int count_at_least(const int32_t *key, int n, int32_t limit)
 
 #include "kernels/cpu/tile_simd.h"
 
-const struct tile tile_avx2 = {dots,   load_keys, scores, scale_max, exp_sum,
-                               values, scale,     widen,  narrow,    count_at_least};
+const struct tile tile_avx2 = {dots,     load_keys, scores, weigh,         values,
+                               scale_by, widen,     narrow, count_at_least};

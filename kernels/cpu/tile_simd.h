@@ -178,26 +178,22 @@ static void scores(float *s, size_t s_stride, const float *q, size_t q_stride, i
     }
 }
 
-static float scale_max(float *s, int n, float factor)
+static void weigh(float *s, size_t s_stride, int n_q, int n, float scale, float *ml, float *factor)
 {
-    vec m = vec_set1(-INFINITY), f = vec_set1(factor);
-    for (int i = 0; i < n; i += LANES) {
-        vec x = vec_mul(vec_load(s + i), f);
-        vec_store(s + i, x);
-        m = vec_max(x, m);
+    vec f = vec_set1(scale);
+    for (int i = 0; i < n_q; i++, s += s_stride, ml += 2) {
+        vec top = vec_set1(ml[0]), sum = vec_zero();
+        for (int c = 0; c < n; c += LANES) top = vec_max(vec_mul(vec_load(s + c), f), top);
+        float m = vec_reduce_max(top);
+        factor[i] = tile_move(ml, m);
+        vec shift = vec_set1(m > -INFINITY ? -m : 0);
+        for (int c = 0; c < n; c += LANES) {
+            vec x = vec_exp(vec_fma(vec_load(s + c), f, shift));
+            vec_store(s + c, x);
+            sum = vec_add(sum, x);
+        }
+        ml[1] += _mm_cvtss_f32(vec_reduce4(sum, vec_zero(), vec_zero(), vec_zero()));
     }
-    return vec_reduce_max(m);
-}
-
-static float exp_sum(float *s, int n, float m)
-{
-    vec vm = vec_set1(-m), sum = vec_zero();
-    for (int i = 0; i < n; i += LANES) {
-        vec x = vec_exp(vec_add(vec_load(s + i), vm));
-        vec_store(s + i, x);
-        sum = vec_add(sum, x);
-    }
-    return _mm_cvtss_f32(vec_reduce4(sum, vec_zero(), vec_zero(), vec_zero()));
 }
 
 /* NQ outputs of NV vectors from element e on; the last vector has `tail` elements. */
@@ -292,7 +288,7 @@ static void values(float *o, size_t o_stride, const float *p, size_t p_stride, i
     else values_type(o, o_stride, p, p_stride, n_q, row, byte_offset, ahead, t0, t1, E, DTYPE_F16);
 }
 
-static void scale(float *x, int n, float f)
+static void scale_by(float *x, int n, float f)
 {
     vec vf = vec_set1(f);
     int i = 0;

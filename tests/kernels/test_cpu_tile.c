@@ -149,39 +149,59 @@ static void test_values(void **unused)
                 }
 }
 
-/* Within two units in the last place of e^x wherever the result is a normal number. */
-static void test_exp(void **unused)
+/* Weights within two units in the last place of e^x wherever the result is a normal number; the sum beside
+ * them. */
+static void test_weights(void **unused)
 {
     (void)unused;
     const struct tile *tile;
     static float s[4096];
+    float factor[3];
     for (int k = 0; (tile = tile_number(k)); k++) {
         double worst = 0;
         for (int round = 0; round < 200; round++) {
-            float x[4096];
-            double sum = 0, m = unit();
+            float x[4096], ml[2] = {-INFINITY, 0};
+            double sum = 0;
             for (int i = 0; i < 4096; i++) {
-                s[i] = (float)m - fabsf(unit()) * (round % 2 ? 86.0f : 1.0f);
-                x[i] = s[i] - (float)m;
+                s[i] = x[i] = i ? -fabsf(unit()) * (round % 2 ? 86.0f : 1.0f) : 0;
                 sum += exp((double)x[i]);
             }
-            float l = tile->exp_sum(s, 4096, (float)m);
+            tile->weigh(s, 0, 1, 4096, 1, ml, factor);
             for (int i = 0; i < 4096; i++) {
                 double e = exp((double)x[i]), ulp = ldexp(1, ilogb(e) - 23);
                 worst = fmax(worst, fabs((double)s[i] - e) / ulp);
             }
-            assert_true(fabs((double)l - sum) < 1e-5 * sum);
+            assert_true(ml[0] == 0 && factor[0] == 1 && fabs((double)ml[1] - sum) < 1e-5 * sum);
         }
         if (worst > 2) fail_msg("e^x is off by %.2f units in the last place", worst);
-        for (int i = 0; i < 16; i++) s[i] = i == 3 ? 2.0f : i == 5 ? -200.0f : i == 6 ? -88.0f : -INFINITY;
-        float l = tile->exp_sum(s, 16, 2);
-        assert_true(l == 1 + s[6] && s[3] == 1 && s[6] < 1e-37f && s[5] == 0);
-        for (int i = 7; i < 16; i++) assert_true(s[i] == 0);
-        for (int i = 0; i < 16; i++) s[i] = i == 9 ? NAN : 0.0f;
-        assert_true(isnan(tile->exp_sum(s, 16, 0)));
-        assert_true(tile->scale_max(s, 0, 1) == -INFINITY);
-        for (int i = 0; i < 32; i++) s[i] = (float)-i - 1;
-        assert_true(tile->scale_max(s, 32, 0.5f) == -0.5f && s[31] == -16);
+    }
+}
+
+/* The running maximum moves or stays; -inf weighs nothing, NaN is not hidden. */
+static void test_maximum(void **unused)
+{
+    (void)unused;
+    const struct tile *tile;
+    for (int k = 0; (tile = tile_number(k)); k++) {
+        float s[3 * 32], ml[6] = {-INFINITY, 0, 5, 2, 1, 3}, factor[3];
+        for (int i = 0; i < 96; i++) s[i] = i % 32 < 20 ? (float)(i % 32) : -INFINITY;
+        tile->weigh(s, 32, 3, 32, 0.25f, ml, factor);
+        static const float old[] = {0, 2, 3}, top[] = {4.75f, 5, 4.75f};
+        for (int i = 0; i < 3; i++) {
+            double sum = (double)(old[i] * factor[i]);
+            for (int c = 0; c < 32; c++) {
+                double e = c < 20 ? exp(c * 0.25 - (double)top[i]) : 0;
+                assert_true(fabs((double)s[i * 32 + c] - e) <= 1e-6 * e);
+                sum += e;
+            }
+            assert_true(ml[2 * i] == top[i] && fabs((double)ml[2 * i + 1] - sum) < 1e-5);
+        }
+        assert_true(factor[0] == 1 && factor[1] == 1 && fabs((double)factor[2] - exp(-3.75)) < 1e-7);
+        for (int i = 0; i < 96; i++) s[i] = i < 32 ? -INFINITY : i < 64 ? NAN : i == 70 ? NAN : -200;
+        float fresh[6] = {-INFINITY, 0, -INFINITY, 0, 0, 1};
+        tile->weigh(s, 32, 3, 32, 1, fresh, factor);
+        assert_true(fresh[0] == -INFINITY && fresh[1] == 0 && s[0] == 0);
+        assert_true(isnan(fresh[3]) && isnan(fresh[5]) && s[64] == 0 && isnan(s[70]));
     }
 }
 
@@ -260,8 +280,8 @@ static void test_count(void **unused)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_products),    cmocka_unit_test(test_values), cmocka_unit_test(test_exp),
-        cmocka_unit_test(test_conversions), cmocka_unit_test(test_count),
+        cmocka_unit_test(test_products), cmocka_unit_test(test_values),      cmocka_unit_test(test_weights),
+        cmocka_unit_test(test_maximum),  cmocka_unit_test(test_conversions), cmocka_unit_test(test_count),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
