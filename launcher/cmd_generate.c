@@ -149,8 +149,12 @@ static enum status prepare(struct run *r, int *context, struct reason *why)
     const struct options *o = r->o;
     enum status status = check_options(o, why);
     if (status != STATUS_OK) return status;
-    r->sampling = (struct sampling){o->temperature,        o->top_k,          o->top_p, o->min_p,
-                                    o->repetition_penalty, (uint64_t)o->seed, 0};
+    r->sampling = (struct sampling){.temperature = o->temperature,
+                                    .top_k = o->top_k,
+                                    .top_p = o->top_p,
+                                    .min_p = o->min_p,
+                                    .repetition_penalty = o->repetition_penalty,
+                                    .seed = (uint64_t)o->seed};
     r->dialogue = o->chat && !o->prompt && !o->prompt_file && isatty(STDIN_FILENO);
     if (!o->chat && !o->prompt && !o->prompt_file && !o->replay && isatty(STDIN_FILENO))
         return status_fail(why, STATUS_BAD_OPTION,

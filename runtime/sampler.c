@@ -17,9 +17,10 @@ struct candidate {
 struct sampler {
     int vocab;
     struct candidate *candidate; /* (vocab) */
+    int n;                       /* of them allowed in this draw */
     double *weight;              /* (vocab) of what was kept, in the order of the draw */
     int32_t *kept;               /* (vocab) */
-    unsigned char *seen;         /* (vocab) */
+    int32_t *count;              /* (vocab) all 0 between draws */
 };
 
 struct sampler *sampler_open(int vocab)
@@ -30,8 +31,8 @@ struct sampler *sampler_open(int vocab)
     s->candidate = malloc((size_t)vocab * sizeof *s->candidate);
     s->weight = malloc((size_t)vocab * sizeof *s->weight);
     s->kept = malloc((size_t)vocab * sizeof *s->kept);
-    s->seen = calloc((size_t)vocab, 1);
-    if (!s->candidate || !s->weight || !s->kept || !s->seen)
+    s->count = calloc((size_t)vocab, sizeof *s->count);
+    if (!s->candidate || !s->weight || !s->kept || !s->count)
         DIE(EXIT_CODE_MEMORY, NULL, "no memory for the sampler");
     return s;
 }
@@ -42,13 +43,14 @@ void sampler_close(struct sampler *s)
     free(s->candidate);
     free(s->weight);
     free(s->kept);
-    free(s->seen);
+    free(s->count);
     free(s);
 }
 
 bool sampling_is_greedy(const struct sampling *p)
 {
-    return (p->temperature == 0 || p->top_k == 1) && p->repetition_penalty == 1;
+    return (p->temperature == 0 || p->top_k == 1) && p->repetition_penalty == 1 && p->presence_penalty == 0 &&
+           p->frequency_penalty == 0 && p->n_bias == 0;
 }
 
 /* splitmix64's finaliser (Steele, Lea, Flood 2014): every input bit reaches every output bit. */
@@ -84,21 +86,46 @@ static void sift(struct candidate *c, int n, int i)
     c[i] = moved;
 }
 
+/* Keskar et al.: once, however often a token occurred, in the prompt too. */
+static void penalize_repetition(struct sampler *s, float r, const int32_t *history, int n_history)
+{
+    for (int i = 0; i < n_history; i++) {
+        int32_t t = history[i];
+        if (s->count[t]++) continue;
+        float *logit = &s->candidate[t].logit;
+        *logit = *logit > 0 ? *logit / r : *logit * r;
+    }
+    for (int i = 0; i < n_history; i++) s->count[history[i]] = 0;
+}
+
+/* OpenAI: mu[t] - count[t] * frequency - (count[t] > 0) * presence, of the answer so far. */
+static void penalize_answer(struct sampler *s, const struct sampling *p, const int32_t *answer, int n_answer)
+{
+    for (int i = 0; i < n_answer; i++) s->count[answer[i]]++;
+    for (int i = 0; i < n_answer; i++) {
+        int32_t t = answer[i];
+        if (s->count[t] == 0) continue;
+        s->candidate[t].logit -= (float)(s->count[t] * p->frequency_penalty + p->presence_penalty);
+        s->count[t] = 0;
+    }
+}
+
 static void load(struct sampler *s, const struct sampling *p, const float *logits, const int32_t *history,
                  int n_history)
 {
+    struct candidate *c = s->candidate;
     for (int i = 0; i < s->vocab; i++)
-        s->candidate[i] =
-            (struct candidate){.logit = logits[i] == logits[i] ? logits[i] : -INFINITY, .token = i};
-    if (p->repetition_penalty == 1) return;
-    float r = (float)p->repetition_penalty;
-    for (int i = 0; i < n_history; i++) {
-        int32_t t = history[i];
-        if (s->seen[t]) continue;
-        s->seen[t] = 1;
-        s->candidate[t].logit = logits[t] > 0 ? logits[t] / r : logits[t] * r;
-    }
-    for (int i = 0; i < n_history; i++) s->seen[history[i]] = 0;
+        c[i] = (struct candidate){.logit = logits[i] == logits[i] ? logits[i] : -INFINITY, .token = i};
+    if (p->repetition_penalty != 1) penalize_repetition(s, (float)p->repetition_penalty, history, n_history);
+    if ((p->presence_penalty != 0 || p->frequency_penalty != 0) && n_history > p->n_prompt)
+        penalize_answer(s, p, history + p->n_prompt, n_history - p->n_prompt);
+    for (int i = 0; i < p->n_bias; i++) c[p->bias[i].token].logit += p->bias[i].bias;
+    s->n = s->vocab;
+    if (!p->allowed) return;
+    s->n = 0;
+    for (int i = 0; i < s->vocab; i++)
+        if (p->allowed[i / 32] >> i % 32 & 1) c[s->n++] = c[i];
+    ASSERT(s->n > 0);
 }
 
 /* exp((logit - top) / temperature): 1 for the most likely, so that min_p is a bound on the weight itself. */
@@ -111,10 +138,10 @@ static double weight_of(const struct sampling *p, float logit, float top)
 static int keep_by_weight(struct sampler *s, const struct sampling *p, float top, double *total)
 {
     int n = 0;
-    for (int i = 0; i < s->vocab; i++) {
+    for (int i = 0; i < s->n; i++) {
         double w = weight_of(p, s->candidate[i].logit, top);
-        if (w < p->min_p) continue;
-        s->kept[n] = i;
+        if (w < p->min_p || w == 0) continue;
+        s->kept[n] = s->candidate[i].token;
         s->weight[n++] = w;
         *total += w;
     }
@@ -136,17 +163,17 @@ static double take_best(struct sampler *s, const struct sampling *p, float top, 
  * first. */
 static int keep_by_rank(struct sampler *s, const struct sampling *p, float top, double *total)
 {
-    int left = s->vocab, most = p->top_k > 0 && p->top_k < s->vocab ? p->top_k : s->vocab, taken = 0, n = 0;
+    int left = s->n, most = p->top_k > 0 && p->top_k < s->n ? p->top_k : s->n, taken = 0, n = 0;
     double mass = 0;
-    for (int i = s->vocab / 2 - 1; i >= 0; i--) sift(s->candidate, s->vocab, i);
-    if (most < s->vocab)
+    for (int i = s->n / 2 - 1; i >= 0; i--) sift(s->candidate, s->n, i);
+    if (most < s->n)
         while (taken < most) mass += take_best(s, p, top, &left, taken++);
     else
-        for (int i = 0; i < s->vocab; i++) mass += weight_of(p, s->candidate[i].logit, top);
+        for (int i = 0; i < s->n; i++) mass += weight_of(p, s->candidate[i].logit, top);
     double limit = p->top_p < 1 ? p->top_p * mass : INFINITY;
     for (; n < most; n++) {
         if (n == taken) take_best(s, p, top, &left, taken++);
-        if (n > 0 && (*total >= limit || s->weight[n] < p->min_p)) break;
+        if (n > 0 && (*total >= limit || s->weight[n] < p->min_p || s->weight[n] == 0)) break;
         *total += s->weight[n];
     }
     return n;
@@ -159,12 +186,12 @@ int32_t sampler_draw(struct sampler *s, const struct sampling *p, const float *l
     struct candidate *c = s->candidate;
     if (p->temperature == 0 || p->top_k == 1) {
         int best = 0;
-        for (int i = 1; i < s->vocab; i++)
+        for (int i = 1; i < s->n; i++)
             if (c[i].logit > c[best].logit) best = i;
-        return best;
+        return c[best].token;
     }
     float top = c[0].logit;
-    for (int i = 1; i < s->vocab; i++) top = c[i].logit > top ? c[i].logit : top;
+    for (int i = 1; i < s->n; i++) top = c[i].logit > top ? c[i].logit : top;
     double total = 0, sum = 0;
     bool ranked = p->top_k > 0 || p->top_p < 1;
     int n = ranked ? keep_by_rank(s, p, top, &total) : keep_by_weight(s, p, top, &total);
@@ -174,4 +201,25 @@ int32_t sampler_draw(struct sampler *s, const struct sampling *p, const float *l
         if (u < sum) return s->kept[i];
     }
     return s->kept[n - 1];
+}
+
+float sampler_logprobs(int vocab, const float *logits, int32_t token, struct sampler_logprob *top, int n_top)
+{
+    float best = -INFINITY;
+    for (int i = 0; i < vocab; i++) best = logits[i] > best ? logits[i] : best;
+    double sum = 0;
+    int n = 0;
+    for (int i = 0; i < vocab; i++) {
+        float logit = logits[i] == logits[i] ? logits[i] : -INFINITY;
+        sum += logit == best ? 1 : exp((double)logit - best);
+        if (n == n_top && (n == 0 || logit <= top[n - 1].logprob)) continue;
+        int at = n < n_top ? n++ : n - 1; /* an insertion: few are wanted, and few of many pass the last */
+        for (; at > 0 && logit > top[at - 1].logprob; at--) top[at] = top[at - 1];
+        top[at] = (struct sampler_logprob){i, logit};
+    }
+    double log_sum = best + log(sum);
+    for (int i = 0; i < n; i++)
+        top[i].logprob = top[i].logprob == best ? (float)-log(sum) : (float)(top[i].logprob - log_sum);
+    float logit = logits[token] == logits[token] ? logits[token] : -INFINITY;
+    return logit == best ? (float)-log(sum) : (float)(logit - log_sum);
 }

@@ -48,17 +48,25 @@ static double mass_of(const struct entry *e, int n)
 static int remaining(struct entry *e, int vocab, const struct sampling *q, const float *logits,
                      const int32_t *history, int n_history)
 {
-    for (int i = 0; i < vocab; i++) e[i] = (struct entry){.logit = logits[i], .token = i};
-    for (int i = 0; i < vocab; i++) { /* Keskar et al., once however often it occurred */
-        bool seen = false;
-        for (int j = 0; j < n_history; j++) seen |= history[j] == i;
-        float r = (float)q->repetition_penalty;
-        if (seen) e[i].logit = logits[i] > 0 ? logits[i] / r : logits[i] * r;
+    int n = 0;
+    for (int i = 0; i < vocab; i++) {
+        int seen = 0, answered = 0;
+        for (int j = 0; j < n_history; j++) {
+            seen += history[j] == i;
+            answered += j >= q->n_prompt && history[j] == i;
+        }
+        float r = (float)q->repetition_penalty, l = logits[i];
+        if (seen) l = l > 0 ? l / r : l * r; /* Keskar et al., once however often it occurred */
+        /* OpenAI's formula, once for the token and once for every time */
+        if (answered) l -= (float)(answered * q->frequency_penalty + q->presence_penalty);
+        for (int j = 0; j < q->n_bias; j++)
+            if (q->bias[j].token == i) l += q->bias[j].bias;
+        if (!q->allowed || (q->allowed[i / 32] & 1u << (i % 32)))
+            e[n++] = (struct entry){.logit = l, .token = i};
     }
-    qsort(e, (size_t)vocab, sizeof *e, by_rank);
+    qsort(e, (size_t)n, sizeof *e, by_rank);
     double top = e[0].logit;
-    for (int i = 0; i < vocab; i++) e[i].p = exp((e[i].logit - top) / q->temperature);
-    int n = vocab;
+    for (int i = 0; i < n; i++) e[i].p = exp((e[i].logit - top) / q->temperature);
     if (q->top_k > 0 && q->top_k < n) n = q->top_k;
     if (q->top_p < 1) {
         double mass = mass_of(e, n), sum = e[0].p;
@@ -110,6 +118,25 @@ static void draws_are_those_of_the_definition(void **state)
         for (int i = 0; i < n_history; i++) history[i] = random_int(&r, 0, vocab - 1);
         memcpy(copy, logits, sizeof copy);
         struct sampling q = random_sampling(&r, vocab);
+        struct sampling_bias bias[3];
+        uint32_t allowed[VOCAB_MAX / 32 + 1];
+        q.n_prompt = random_int(&r, 0, n_history);
+        if (random_int(&r, 0, 2) == 0) q.presence_penalty = 4 * random_real(&r) - 2;
+        if (random_int(&r, 0, 2) == 0) q.frequency_penalty = 4 * random_real(&r) - 2;
+        if (random_int(&r, 0, 2) == 0) {
+            q.n_bias = random_int(&r, 1, 3);
+            for (int i = 0; i < q.n_bias; i++)
+                bias[i] =
+                    (struct sampling_bias){random_int(&r, 0, vocab - 1), (float)(4 * random_real(&r) - 2)};
+            q.bias = bias;
+        }
+        if (random_int(&r, 0, 2) == 0) {
+            for (int i = 0; i <= VOCAB_MAX / 32; i++)
+                allowed[i] = (uint32_t)(random_bits(&r) & random_bits(&r) & random_bits(&r));
+            int one = random_int(&r, 0, vocab - 1);
+            allowed[one / 32] |= 1u << (one % 32);
+            q.allowed = allowed;
+        }
         struct sampler *s = sampler_open(vocab);
         int n = remaining(e, vocab, &q, logits, history, n_history);
         double u = sampler_uniform(q.seed, q.request, (uint64_t)position) * mass_of(e, n);
@@ -284,6 +311,98 @@ static void penalty_by_hand(void **state)
     sampler_close(s);
 }
 
+static void answer_penalties_and_bias_by_hand(void **state)
+{
+    (void)state;
+    float logits[] = {2, 1.5f, 1, 0};
+    const int32_t history[] = {1, 1, 1, 0, 0, 1}; /* three of the prompt, then 0 0 1 */
+    struct sampler *s = sampler_open(4);
+    struct sampling q = plain;
+    q.temperature = 0;
+    q.n_prompt = 3;
+    q.presence_penalty = 0.75; /* 1.25 0.75 1 0 */
+    assert_false(sampling_is_greedy(&q));
+    assert_int_equal(sampler_draw(s, &q, logits, history, 6, 6), 0);
+    q.presence_penalty = 0;
+    q.frequency_penalty = 0.4; /* 1.2 1.1 1 0 */
+    assert_false(sampling_is_greedy(&q));
+    assert_int_equal(sampler_draw(s, &q, logits, history, 6, 6), 0);
+    q.frequency_penalty = 0.45; /* 1.1 1.05 1 0; with the prompt's it would be 1.1 -0.3 1 0 */
+    q.presence_penalty = 0.1;   /* 1 0.95 1 0: the lower id of equals */
+    assert_int_equal(sampler_draw(s, &q, logits, history, 6, 6), 0);
+    q.presence_penalty = 0.2; /* 0.9 0.85 1 0 */
+    assert_int_equal(sampler_draw(s, &q, logits, history, 6, 6), 2);
+    q = plain;
+    q.temperature = 0;
+    const struct sampling_bias bias[] = {{3, 100}, {0, -100}};
+    q.bias = bias;
+    q.n_bias = 1;
+    assert_false(sampling_is_greedy(&q));
+    assert_int_equal(sampler_draw(s, &q, logits, NULL, 0, 0), 3);
+    q.bias = bias + 1;
+    assert_int_equal(sampler_draw(s, &q, logits, NULL, 0, 0), 1);
+    sampler_close(s);
+}
+
+/* What is not allowed never comes, even where nothing that is allowed has a finite logit. */
+static void only_allowed_tokens_come(void **state)
+{
+    (void)state;
+    enum { N = 70 };
+    float logits[N];
+    struct random r = {4};
+    struct sampler *s = sampler_open(N);
+    for (int round = 0; round < 3000; round++) {
+        struct sampling q = random_sampling(&r, N);
+        uint32_t allowed[3] = {0};
+        if (round % 3 == 0) q.temperature = 0;
+        for (int n = random_int(&r, 1, 4); n > 0; n--) {
+            int t = random_int(&r, 0, N - 1);
+            allowed[t / 32] |= 1u << (t % 32);
+        }
+        q.allowed = allowed;
+        for (int i = 0; i < N; i++)
+            logits[i] = round % 2 && (allowed[i / 32] >> i % 32 & 1) ? (round % 4 == 1 ? NAN : -INFINITY)
+                                                                     : (float)random_real(&r);
+        int32_t t = sampler_draw(s, &q, logits, NULL, 0, round);
+        assert_true(allowed[t / 32] >> t % 32 & 1);
+    }
+    sampler_close(s);
+}
+
+static void logprobs_are_the_log_of_the_softmax(void **state)
+{
+    (void)state;
+    float logits[VOCAB_MAX];
+    struct random r = {3};
+    for (int round = 0; round < 500; round++) {
+        int vocab = random_int(&r, 1, VOCAB_MAX), n_top = random_int(&r, 0, vocab < 21 ? vocab : 21);
+        random_logits(logits, vocab, &r);
+        struct entry e[VOCAB_MAX];
+        double sum = 0;
+        for (int i = 0; i < vocab; i++) {
+            sum += exp(logits[i]);
+            e[i] = (struct entry){.logit = logits[i], .token = i};
+        }
+        qsort(e, (size_t)vocab, sizeof *e, by_rank);
+        int token = random_int(&r, 0, vocab - 1);
+        struct sampler_logprob top[21];
+        float got = sampler_logprobs(vocab, logits, token, top, n_top);
+        assert_true(fabs(got - (logits[token] - log(sum))) < 1e-5);
+        for (int i = 0; i < n_top; i++) {
+            assert_int_equal(top[i].token, e[i].token);
+            assert_true(fabs(top[i].logprob - (e[i].logit - log(sum))) < 1e-5);
+        }
+    }
+    const float strange[] = {NAN, 3e38f, -INFINITY, 3e38f};
+    struct sampler_logprob top[4];
+    assert_true(fabs(sampler_logprobs(4, strange, 1, top, 4) + log(2)) < 1e-6);
+    assert_true(top[0].token == 1 && top[1].token == 3 && isinf(top[2].logprob) && isinf(top[3].logprob));
+    assert_true(isinf(sampler_logprobs(4, strange, 0, NULL, 0)));
+    const float nothing[] = {-INFINITY, NAN, -INFINITY};
+    assert_false(isnan(sampler_logprobs(3, nothing, 1, top, 3)));
+}
+
 static void strange_logits_give_a_token(void **state)
 {
     (void)state;
@@ -319,6 +438,9 @@ int main(void)
         cmocka_unit_test(greedy_takes_the_lowest_of_equals),
         cmocka_unit_test(seeds_decide),
         cmocka_unit_test(penalty_by_hand),
+        cmocka_unit_test(answer_penalties_and_bias_by_hand),
+        cmocka_unit_test(only_allowed_tokens_come),
+        cmocka_unit_test(logprobs_are_the_log_of_the_softmax),
         cmocka_unit_test(strange_logits_give_a_token),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
