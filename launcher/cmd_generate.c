@@ -247,7 +247,7 @@ static void run_once(struct run *r, int capacity, struct outcome *done, struct b
     const struct engine_output *out = generation_prefill(&g, greedy ? STEP_WANT_BEST : STEP_WANT_LOGITS);
     decode(r, &g, out, done, answer);
     done->seconds = (double)(clock_us() - g.prefilled_us) * 1e-6;
-    generation_exposure(&g, &done->exposure);
+    generation_exposure(g.engine, g.seq.slot, &done->exposure);
     generation_close(&g);
 }
 

@@ -35,7 +35,7 @@ static enum status check_ranks(const struct session *s, struct reason *why)
 enum status session_prepare(struct session *s, const struct options *o, const struct comm_world *w,
                             struct reason *why)
 {
-    *s = (struct session){.world = *w, .options = o};
+    *s = (struct session){.world = *w, .options = o, .window = o->policy == POLICY_RETRO ? o->window : 1};
     s->comm = comm_open(w);
     if (w->rank != 0) return STATUS_OK;
     enum status status = options_policy(o, &s->policy, why);
@@ -122,7 +122,7 @@ enum status session_load(struct session *s, int context, int n_slots, struct rea
         .prefill_chunk = o->prefill_chunk < context ? o->prefill_chunk : context,
         .page_tokens = o->page_size,
         .block_tokens = o->block_size,
-        .window = o->policy == POLICY_RETRO ? o->window : 1,
+        .window = s->window,
         .kv = (enum dtype)o->kv_dtype,
         .progress = s->world.rank == 0,
         .node_ranks = s->world.node_size,

@@ -15,6 +15,7 @@ struct session {
     struct comm_world world;
     const struct options *options;
     bool checked; /* run every op on a reference device too (retro check) */
+    int window;   /* largest of any sequence; session_prepare sets that of the options */
     struct comm *comm;
     struct ctl *ctl;
     struct model_files files;

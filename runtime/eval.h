@@ -1,5 +1,8 @@
 /* eval.h - the measuring run: a dense prefill, then teacher-forced (or greedy) decode steps with their
- * statistics. */
+ * statistics, for one policy or for several beside each other.
+ *
+ * Several policies are several sequences over the same tokens: one batch, so weights are read once for all. A
+ * dense sequence among them is what the others are compared with, exactly and without a file of logits. */
 #ifndef RETRO_EVAL_H
 #define RETRO_EVAL_H
 
@@ -8,27 +11,37 @@
 
 #include "runtime/generation.h"
 
+enum { EVAL_POLICIES_MAX = 18 };
+
 struct eval_request {
-    struct policy policy;
+    struct policy policy[EVAL_POLICIES_MAX]; /* sequence i runs in slot i */
+    int n_policies;
+    int first;            /* the policy that dump_logits is about */
+    bool compare;         /* policy 0 is dense, the others are compared with it; not with greedy */
     const int32_t *token; /* n_prompt + n_steps of them; greedy: n_prompt */
     int n_prompt, n_steps;
     bool greedy;
-    const char *dump_logits; /* path or NULL */
+    const char *dump_logits, *dump_steps; /* paths or NULL */
     int prefill_chunk;
 };
 
+/* Of one policy. */
 struct eval_result {
     double nll; /* mean over the n_steps fed tokens of -ln p(token | everything before), nats */
     double ppl; /* exp(nll) */
+    double kl;  /* compare: mean of KL(dense || this) over the same predictions, nats */
+    double top; /* compare: share of predictions whose likeliest token is dense's */
     struct exposure exposure;
-    double tokens_per_s; /* decode steps only */
-    int32_t *generated;  /* greedy: (n_steps), malloc'd, caller frees; else NULL */
+    double tokens_per_s; /* decode steps only; of each sequence, all running beside each other */
+    int32_t *generated;  /* greedy: (n_steps), malloc'd, eval_close frees; else NULL */
 };
 
-/* Row i of the dump, and the probability of the i-th fed token, come from the logits after i fed tokens: row
- * 0 is the prediction after the prompt. */
-enum status eval_run(struct engine *e, const struct eval_request *q, struct eval_result *r,
+/* Fills result (n_policies). Row i of dump_logits (n_steps+1, vocab), and the probability of the i-th fed
+ * token, come from the logits after i fed tokens: row 0 is the prediction after the prompt. dump_steps
+ * (n_steps, 3 * n_policies): nll, kl and 1 for the same likeliest token, of each policy. */
+enum status eval_run(struct engine *e, const struct eval_request *q, struct eval_result *result,
                      struct reason *why);
+void eval_close(struct eval_result *result, int n_policies);
 
 /* Reads whitespace-separated ids in 0..vocab-1 from a file. *tokens is malloc'd. */
 enum status eval_read_tokens(const char *path, int vocab, int32_t **tokens, int *n_tokens,

@@ -60,11 +60,11 @@ const struct engine_output *generation_feed(struct generation *g, int32_t token,
     return r.n_outputs ? r.output : NULL;
 }
 
-void generation_exposure(struct generation *g, struct exposure *x)
+void generation_exposure(struct engine *e, int slot, struct exposure *x)
 {
     int64_t c[COUNTER_COUNT];
-    engine_counters(g->engine, g->seq.slot, c);
-    double token = engine_token_bytes(g->engine), summary = engine_summary_bytes(g->engine);
+    engine_counters(e, slot, c);
+    double token = engine_token_bytes(e), summary = engine_summary_bytes(e);
     double read = (double)c[COUNTER_TOKENS_READ] * token + (double)c[COUNTER_SUMMARIES_READ] * summary;
     double dense = (double)c[COUNTER_TOKENS_DENSE] * token;
     *x = (struct exposure){

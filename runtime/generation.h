@@ -33,6 +33,7 @@ struct exposure {
     double exposure;      /* (loaded + met later) / loaded; 1 when nothing was selected */
     double kv_read_share; /* bytes of keys, values and summaries read over what dense decode reads */
 };
-void generation_exposure(struct generation *g, struct exposure *x);
+/* Of the sequence in that slot; leader. */
+void generation_exposure(struct engine *e, int slot, struct exposure *x);
 
 #endif

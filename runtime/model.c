@@ -211,6 +211,7 @@ void model_forward(struct model *m, const struct batch *b)
     struct device *d = m->device;
     int T = b->n_rows;
 
+    if (m->probe) probe_begin(m->probe, b);
     op->embed(d, m->x, b, &w->embed, dims); /* x (T,D): this rank's vocabulary rows */
     all_reduce(m, m->x, T);
     op->rope_table(d, m->rope, b, m->inv_freq, m->rope_factor, dims); /* rope (T,E/2,2) */
@@ -233,6 +234,7 @@ void model_forward(struct model *m, const struct batch *b)
             op->attend(d, m->part, m->q, &kv, m->pages, m->page_count, b, dims);           /* steps 3, 4 */
             /* The rest of step 4, and step 5. */
             op->merge(d, m->attention, m->part, &kv, m->pages, m->page_count, m->counters, b, dims);
+            if (m->probe) probe_layer(m->probe, m->attention, m->q, &kv, b);
         }
         if (b->n_prompt > 0) op->attend_prompt(d, m->attention, m->q, &kv, b, dims);
         op->linear(d, m->y, m->attention, &lw->o, lw->o_bias, T); /* y (T,D): this rank's heads, step 6 */

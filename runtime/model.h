@@ -10,6 +10,7 @@
 #include "kernels/kernels.h"
 #include "runtime/arch.h"
 #include "runtime/memplan.h"
+#include "runtime/probe.h"
 #include "runtime/shard.h"
 #include "runtime/tensors.h"
 #include "runtime/weights.h"
@@ -42,7 +43,8 @@ struct model {
     struct dims dims;
     const struct ops *op;
     struct device *device;
-    struct comm *comm; /* borrowed */
+    struct comm *comm;   /* borrowed */
+    struct probe *probe; /* NULL, or measures attention outputs (probe.h); borrowed */
     struct weights weights;
     struct memplan plan;
     void *memory; /* the one device allocation */

@@ -3,10 +3,11 @@
 #include <errno.h>
 #include <string.h>
 
-enum status npy_open(struct npy *n, const char *path, int64_t rows, int64_t cols, struct reason *why)
+enum status npy_open(struct npy *n, const char *flag, const char *path, int64_t rows, int64_t cols,
+                     struct reason *why)
 {
-    *n = (struct npy){.file = fopen(path, "wb"), .path = path, .rows = rows, .cols = cols};
-    if (!n->file) return status_fail(why, STATUS_IO, "--dump-logits %s: %s", path, strerror(errno));
+    *n = (struct npy){.file = fopen(path, "wb"), .flag = flag, .path = path, .rows = rows, .cols = cols};
+    if (!n->file) return status_fail(why, STATUS_IO, "%s %s: %s", flag, path, strerror(errno));
     /* Magic, version 1.0, u16 length of a header padded so that the data begins at a multiple of 64. */
     char header[128];
     memset(header, ' ', sizeof header);
@@ -17,7 +18,7 @@ enum status npy_open(struct npy *n, const char *path, int64_t rows, int64_t cols
     header[10 + length] = ' ';
     header[sizeof header - 1] = '\n';
     if (fwrite(header, sizeof header, 1, n->file) == 1) return STATUS_OK;
-    status_fail(why, STATUS_IO, "--dump-logits %s: %s", path, strerror(errno));
+    status_fail(why, STATUS_IO, "%s %s: %s", flag, path, strerror(errno));
     fclose(n->file);
     n->file = NULL;
     return STATUS_IO;
@@ -27,7 +28,7 @@ enum status npy_write_row(struct npy *n, const float *row, struct reason *why)
 {
     n->written++;
     if (fwrite(row, sizeof *row, (size_t)n->cols, n->file) == (size_t)n->cols) return STATUS_OK;
-    return status_fail(why, STATUS_IO, "--dump-logits %s: %s", n->path, strerror(errno));
+    return status_fail(why, STATUS_IO, "%s %s: %s", n->flag, n->path, strerror(errno));
 }
 
 enum status npy_close(struct npy *n, struct reason *why)
@@ -35,9 +36,9 @@ enum status npy_close(struct npy *n, struct reason *why)
     if (!n->file) return STATUS_OK;
     int failed = fclose(n->file);
     n->file = NULL;
-    if (failed) return status_fail(why, STATUS_IO, "--dump-logits %s: %s", n->path, strerror(errno));
+    if (failed) return status_fail(why, STATUS_IO, "%s %s: %s", n->flag, n->path, strerror(errno));
     if (n->written != n->rows)
-        return status_fail(why, STATUS_IO, "--dump-logits %s: %lld of %lld rows", n->path,
+        return status_fail(why, STATUS_IO, "%s %s: %lld of %lld rows", n->flag, n->path,
                            (long long)n->written, (long long)n->rows);
     return STATUS_OK;
 }

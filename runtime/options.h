@@ -26,6 +26,7 @@ enum {
     CMD_ENGINE = CMD_RUN | CMD_CHECK,
     CMD_MODEL = CMD_ENGINE | CMD_INFO,
     CMD_ALL = CMD_MODEL | CMD_TOKENIZE,
+    CMD_POLICY = 1 << 20, /* no command: the options of one sequence, as eval --also has them */
 };
 
 #define OPTIONS_UNSET INT_MIN

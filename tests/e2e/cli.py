@@ -40,22 +40,29 @@ def run_ok(*arguments, **options):
 
 
 def flags(options):
-    """{"kv_dtype": "f32", "greedy": True} as ["--kv-dtype", "f32", "--greedy"]."""
+    """{"kv_dtype": "f32", "greedy": True} as ["--kv-dtype", "f32", "--greedy"]; a list is an option given often."""
     words = []
     for name, value in options.items():
-        if value is not False:
-            words += ["--" + name.replace("_", "-")] + ([] if value is True else [str(value)])
+        for one in value if isinstance(value, list) else [value]:
+            if one is not False:
+                words += ["--" + name.replace("_", "-")] + ([] if one is True else [str(one)])
     return words
 
 
-def evaluate(model, tokens, n_prompt, n_steps, dump=None, ranks=1, **options):
-    """The JSON object of `retro eval`."""
+def evaluate_all(model, tokens, n_prompt, n_steps, dump=None, ranks=1, **options):
+    """The JSON objects of `retro eval`, one of each policy."""
     options = {"dump_logits": dump, **options} if dump else options
     done = run_ok(
         "eval", "--model", model, "--tokens", tokens, "--prompt", n_prompt, "--steps", n_steps, "--json",
         *flags(options), ranks=ranks,
     )
-    return json.loads(done.stdout.decode().strip().splitlines()[-1])
+    return [json.loads(line) for line in done.stdout.decode().strip().splitlines()]
+
+
+def evaluate(*arguments, **options):
+    """The JSON object of a `retro eval` of one policy."""
+    (only,) = evaluate_all(*arguments, **options)
+    return only
 
 
 def write_ids(path, ids):

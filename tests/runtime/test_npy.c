@@ -41,7 +41,7 @@ static void write_matrix(int rows, int cols)
     struct reason why;
     float *row = malloc((size_t)cols * sizeof *row);
     assert_non_null(row);
-    assert_int_equal(npy_open(&n, path, rows, cols, &why), STATUS_OK);
+    assert_int_equal(npy_open(&n, "--dump-logits", path, rows, cols, &why), STATUS_OK);
     for (int i = 0; i < rows; i++) {
         for (int j = 0; j < cols; j++) row[j] = value(i, j);
         assert_int_equal(npy_write_row(&n, row, &why), STATUS_OK);
@@ -108,7 +108,7 @@ static void a_wrong_number_of_rows_is_told(void **state)
     for (int written = 0; written <= 4; written++) {
         struct npy n;
         struct reason why = {""};
-        assert_int_equal(npy_open(&n, path, 2, 4, &why), STATUS_OK);
+        assert_int_equal(npy_open(&n, "--dump-logits", path, 2, 4, &why), STATUS_OK);
         for (int i = 0; i < written; i++) assert_int_equal(npy_write_row(&n, row, &why), STATUS_OK);
         assert_int_equal(npy_close(&n, &why), written == 2 ? STATUS_OK : STATUS_IO);
         if (written == 1) assert_non_null(strstr(why.text, "1 of 2 rows"));
@@ -122,12 +122,12 @@ static void a_full_disk_is_told(void **state)
     struct reason why;
     static float row[20000];
     if (access("/dev/full", W_OK) != 0) skip();
-    enum status s = npy_open(&n, "/dev/full", 3, 20000, &why);
+    enum status s = npy_open(&n, "--dump-logits", "/dev/full", 3, 20000, &why);
     for (int i = 0; i < 3 && s == STATUS_OK; i++) s = npy_write_row(&n, row, &why);
     enum status closed = npy_close(&n, s == STATUS_OK ? &why : NULL);
     assert_true(s == STATUS_IO || closed == STATUS_IO);
     assert_non_null(strstr(why.text, "--dump-logits /dev/full: No space"));
-    assert_int_equal(npy_open(&n, "/nowhere/file.npy", 1, 1, &why), STATUS_IO);
+    assert_int_equal(npy_open(&n, "--dump-logits", "/nowhere/file.npy", 1, 1, &why), STATUS_IO);
     assert_non_null(strstr(why.text, "/nowhere/file.npy: No such file"));
     assert_int_equal(npy_close(&n, &why), STATUS_OK);
 }
