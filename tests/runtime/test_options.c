@@ -427,6 +427,18 @@ static void default_conf_is_what_the_table_says(void **state)
     free(text);
 }
 
+/* Field by field: what lies between them is anything. */
+static void assert_same_policy(const struct policy *p, const struct policy *q)
+{
+    assert_int_equal(p->kind, q->kind);
+    assert_int_equal(p->window, q->window);
+    assert_true(p->kv_budget == q->kv_budget && p->score_alpha == q->score_alpha);
+    assert_int_equal(p->kv_budget_tokens, q->kv_budget_tokens);
+    assert_int_equal(p->dense_layers, q->dense_layers);
+    assert_int_equal(p->score_group, q->score_group);
+    assert_int_equal(p->sink_pages, q->sink_pages);
+}
+
 /* With every default switched on each command still runs with its defaults, and with a preset or a budget. */
 static void uncommented_it_changes_nothing(void **state)
 {
@@ -452,7 +464,7 @@ static void uncommented_it_changes_nothing(void **state)
         accept(&plain, parse(&plain, command, NULL));
         accept(&o, options_policy(&o, &p, &why));
         accept(&plain, options_policy(&plain, &q, &why));
-        assert_memory_equal(&p, &q, sizeof p);
+        assert_same_policy(&p, &q);
         assert_int_equal(o.max_tokens, plain.max_tokens);
         assert_true(o.top_p == plain.top_p && o.temperature == plain.temperature);
         assert_null(o.prompt);
