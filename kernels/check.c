@@ -85,9 +85,10 @@ static void note(struct check_device *c, const char *op, const char *what, int l
              layer, i, c->oa->name, x, c->ob->name, y, excess);
 }
 
-/* Compares n values in rows of `width` and makes the tested ones equal to the reference's. */
-static void compare(struct check_device *c, const char *op, const char *what, int layer, const void *p,
-                    size_t n, size_t width, enum dtype t)
+/* Compares n values in rows of `width` and makes the tested ones equal to the reference's. `share` of the
+ * row's largest value is what sums in another order may move an element by. */
+static void compare_within(struct check_device *c, const char *op, const char *what, int layer, const void *p,
+                           size_t n, size_t width, enum dtype t, double share)
 {
     size_t bytes = n * dtype_bytes(t);
     if (n == 0) return;
@@ -98,7 +99,7 @@ static void compare(struct check_device *c, const char *op, const char *what, in
         for (size_t i = row; i < end; i++) largest = fmax(largest, fabs((double)value_at(x, i, t)));
         for (size_t i = row; i < end; i++) {
             double vx = value_at(x, i, t), vy = value_at(y, i, t);
-            double limit = 1.5 * relative_step(t) * fabs(vx) + 1e-4 * largest + 1e-30;
+            double limit = 1.5 * relative_step(t) * fabs(vx) + share * largest + 1e-30;
             bool same = memcmp(x + i * dtype_bytes(t), y + i * dtype_bytes(t), dtype_bytes(t)) == 0;
             note(c, op, what, layer, i, vx, vy,
                  same                           ? 0
@@ -111,6 +112,18 @@ static void compare(struct check_device *c, const char *op, const char *what, in
     c->ob->sync(c->b);
     free(x);
     free(y);
+}
+
+static void compare(struct check_device *c, const char *op, const char *what, int layer, const void *p,
+                    size_t n, size_t width, enum dtype t)
+{
+    compare_within(c, op, what, layer, p, n, width, t, 1e-4);
+}
+
+/* Tensor cores take weights rounded to the cache's type: half a step of each, twice that allowed. */
+static double attention_share(const struct dims *m)
+{
+    return 1e-4 + (m->kv == DTYPE_F32 ? 0 : m->kv == DTYPE_F16 ? 0x1p-11 : 0x1p-8);
 }
 
 /* Integers must be equal. */
@@ -363,6 +376,21 @@ static void compare_touched_blocks(struct check_device *c, const struct kv_layer
     free(position);
 }
 
+/* Tensor cores take queries rounded to the cache's type, too, and with sharp attention that moves outputs by
+ * any amount: so the check goes on with rounded queries on both sides. */
+static void round_queries(struct check_device *c, float *q, const struct batch *b, const struct dims *m)
+{
+    size_t n = (size_t)b->n_rows * (size_t)m->Qr * (size_t)m->E;
+    if (m->kv == DTYPE_F32 || n == 0) return;
+    float *x = fetch(c->a, c->oa, q, n * sizeof *x);
+    for (size_t i = 0; i < n; i++)
+        x[i] = m->kv == DTYPE_BF16 ? dtype_f32_from_bf16(dtype_bf16_from_f32(x[i]))
+                                   : dtype_f32_from_f16(dtype_f16_from_f32(x[i]));
+    upload(&c->base, q, x, n * sizeof *x);
+    sync(&c->base);
+    free(x);
+}
+
 static void rope_store(struct device *d, float *q, const float *qkv, const float *rope, const float *q_norm,
                        const float *k_norm, const struct kv_layer *kv, const struct batch *b,
                        const struct dims *m)
@@ -376,6 +404,7 @@ static void rope_store(struct device *d, float *q, const float *qkv, const float
     c->report.n_ops++;
     compare(c, "rope_store", "q", kv->layer, q, (size_t)b->n_rows * (size_t)m->Qr * (size_t)m->E,
             (size_t)m->E, DTYPE_F32);
+    round_queries(c, q, b, m);
     compare_touched_blocks(c, kv, b, m);
 }
 
@@ -449,13 +478,15 @@ static void merge(struct device *d, void *out, const void *part, const struct kv
     c->ob->merge(c->b, twin_of(c, out), twin_of(c, part), &tk, twin_of(c, pages), twin_of(c, count),
                  twin_of(c, counters), &tb, m);
     c->report.n_ops++;
-    compare(c, "attend and merge", "out", kv->layer, out,
-            (size_t)b->n_decode_rows * (size_t)m->Hr * (size_t)m->E, (size_t)m->E, m->act);
+    compare_within(c, "attend and merge", "out", kv->layer, out,
+                   (size_t)b->n_decode_rows * (size_t)m->Hr * (size_t)m->E, (size_t)m->E, m->act,
+                   attention_share(m));
     for (int i = 0; i < b->n_decode; i++) {
         size_t slot = (size_t)b->host_decode[i].slot;
         if (b->host_decode[i].keep)
-            compare(c, "attend and merge", "output cache", kv->layer, kv->slots + slot * m->slot_bytes,
-                    (size_t)m->W * (size_t)m->Hr * (size_t)(m->E + 1), (size_t)m->E, DTYPE_F32);
+            compare_within(c, "attend and merge", "output cache", kv->layer, kv->slots + slot * m->slot_bytes,
+                           (size_t)m->W * (size_t)m->Hr * (size_t)(m->E + 1), (size_t)m->E, DTYPE_F32,
+                           attention_share(m));
         compare_ints(c, "attend and merge", "counters", kv->layer, counters + slot * COUNTER_COUNT,
                      2 * COUNTER_COUNT);
     }
@@ -471,9 +502,9 @@ static void attend_prompt(struct device *d, void *out, const float *q, const str
     c->oa->attend_prompt(c->a, out, q, kv, b, m);
     c->ob->attend_prompt(c->b, twin_of(c, out), twin_of(c, q), &tk, &tb, m);
     c->report.n_ops++;
-    compare(c, "attend_prompt", "out", kv->layer,
-            (char *)out + (size_t)b->n_decode_rows * width * dtype_bytes(m->act),
-            (size_t)(b->n_rows - b->n_decode_rows) * width, (size_t)m->E, m->act);
+    compare_within(c, "attend_prompt", "out", kv->layer,
+                   (char *)out + (size_t)b->n_decode_rows * width * dtype_bytes(m->act),
+                   (size_t)(b->n_rows - b->n_decode_rows) * width, (size_t)m->E, m->act, attention_share(m));
 }
 
 static void silu_mul(struct device *d, void *out, const float *gate_up, int n_rows, const struct dims *m)

@@ -92,7 +92,7 @@ static void fill(struct device *d, void *dst, int byte, size_t bytes)
     trace_of(d)->op->fill(trace_of(d)->inner, dst, byte, bytes);
 }
 
-static void sync(struct device *d)
+static void sync_stream(struct device *d)
 {
     trace_of(d)->op->sync(trace_of(d)->inner);
     flush(trace_of(d));
@@ -212,7 +212,7 @@ static const struct ops trace_ops = {
     .download = timed_download,
     .copy = copy,
     .fill = fill,
-    .sync = sync,
+    .sync = sync_stream,
     .mem_available = mem_available,
     .stream = stream,
     .mark = mark,

@@ -468,7 +468,7 @@ extern "C" void cuda_attend(struct device *d, void *part, const float *q, const 
     cudaStream_t stream = cuda_of(d)->stream;
     struct attend a = {part_of(part, m), q, pages, count, 0, 0};
     a.splits = splits_most(candidates_most(b, kv, m) * m->P, m->Kr);
-    int queries = (m->W < b->n_decode_rows ? m->W : b->n_decode_rows) * (m->G < m->Hr ? m->G : m->Hr);
+    int queries = queries_most(b, m);
     bool tiles = m->kv != DTYPE_F32 && m->P >= 4 && TILE % m->P == 0 && tensor_width(m->E);
     a.queries = tiles ? (queries < QUERIES ? (queries + 15) / 16 * 16 : QUERIES) : PLAIN_QUERIES;
     dim3 grid((unsigned)(a.splits * ((queries + a.queries - 1) / a.queries)), (unsigned)m->Kr,

@@ -22,6 +22,7 @@ enum {
     ATTENTION_MAX_G = 64,  /* query heads per kv head */
     SPLIT_STEP = 64,       /* a split is a multiple of these tokens of the list ... */
     SPLIT_LEAST = 128,     /* ... and at least these: less is not worth its partial results */
+    SPLITS_MAX = 128,      /* of a list */
 };
 
 /* --- elements of a type known at run time --- */
@@ -139,6 +140,13 @@ static inline int candidates_most(const struct batch *b, const struct kv_layer *
     return window < pages ? window : pages;
 }
 
+/* Most queries of any decode span with one kv head: for launch shapes. */
+static inline int queries_most(const struct batch *b, const struct dims *m)
+{
+    int rows = m->W < b->n_decode_rows ? m->W : b->n_decode_rows;
+    return rows * (m->G < m->Hr ? m->G : m->Hr);
+}
+
 /* --- partial results of decode attention ---
  *
  * A page list is cut into splits of equal length, a multiple of SPLIT_STEP tokens, in a way that depends on
@@ -154,7 +162,7 @@ struct part {
 static __host__ __device__ inline int splits_most(int n_tokens, int Kr)
 {
     int most = 256 / Kr, fine = (n_tokens + SPLIT_LEAST - 1) / SPLIT_LEAST;
-    most = most < 16 ? 16 : most > 128 ? 128 : most;
+    most = most < 16 ? 16 : most > SPLITS_MAX ? SPLITS_MAX : most;
     return fine < most ? fine : most;
 }
 /* Pages of each split of a list, the last one excepted. */
