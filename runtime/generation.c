@@ -60,10 +60,8 @@ const struct engine_output *generation_feed(struct generation *g, int32_t token,
     return r.n_outputs ? r.output : NULL;
 }
 
-void generation_exposure(struct engine *e, int slot, struct exposure *x)
+void generation_exposure_of(const struct engine *e, const int64_t c[COUNTER_COUNT], struct exposure *x)
 {
-    int64_t c[COUNTER_COUNT];
-    engine_counters(e, slot, c);
     double token = engine_token_bytes(e), summary = engine_summary_bytes(e);
     double read = (double)c[COUNTER_TOKENS_READ] * token + (double)c[COUNTER_SUMMARIES_READ] * summary;
     double dense = (double)c[COUNTER_TOKENS_DENSE] * token;
@@ -75,4 +73,11 @@ void generation_exposure(struct engine *e, int slot, struct exposure *x)
                                             : 1,
         .kv_read_share = dense > 0 ? read / dense : 1,
     };
+}
+
+void generation_exposure(struct engine *e, int slot, struct exposure *x)
+{
+    int64_t c[COUNTER_COUNT];
+    engine_counters(e, slot, c);
+    generation_exposure_of(e, c, x);
 }

@@ -35,5 +35,7 @@ struct exposure {
 };
 /* Of the sequence in that slot; leader. */
 void generation_exposure(struct engine *e, int slot, struct exposure *x);
+void generation_exposure_of(const struct engine *e, const int64_t counters[COUNTER_COUNT],
+                            struct exposure *x);
 
 #endif

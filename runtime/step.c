@@ -80,7 +80,7 @@ enum row_kind step_row_kind(const struct step_seq *q, int row)
     return row == q->n_rows - 1 ? ROW_NEW : ROW_REVISED;
 }
 
-static const char *policy_fault(const struct policy *p, const struct step_limits *l)
+const char *step_policy_fault(const struct policy *p, const struct step_limits *l)
 {
     if (p->kind >= POLICY_KIND_COUNT) return "policy.kind";
     if (p->window < 1 || p->window > l->window) return "policy.window";
@@ -109,7 +109,7 @@ static const char *seq_fault(const struct step *s, int i)
     int table = l->context / l->block_tokens;
     if (q->first_block < 0 || q->first_block > table || q->n_blocks > table - q->first_block)
         return "first_block";
-    if (q->fresh) return policy_fault(&q->policy, l);
+    if (q->fresh) return step_policy_fault(&q->policy, l);
     return NULL;
 }
 

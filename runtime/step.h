@@ -55,6 +55,8 @@ void step_add_prompt(struct step *s, struct seq *q, int n_rows, enum step_want w
 /* Kind of a row, 0 .. n_rows-1. */
 enum row_kind step_row_kind(const struct step_seq *q, int row);
 
+/* Which field of a policy is out of bounds, or NULL. */
+const char *step_policy_fault(const struct policy *p, const struct step_limits *l);
 /* Checks a plan that came from outside against the limits: BAD_INPUT with the field. */
 enum status step_validate(const struct step *s, struct reason *why);
 /* Does a valid plan continue what the ranks hold? n_set (n_slots) is how many entries of each slot's block

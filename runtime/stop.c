@@ -33,7 +33,7 @@ static size_t undecided(const struct stop_filter *f)
 
 /* Where the stop string begins that is complete first; of those that end together the longest. Nothing that
  * comes later can change this choice, so it does not depend on how the text was cut into pieces. */
-static const char *find_stop(const struct stop_filter *f)
+static const char *find_stop(struct stop_filter *f)
 {
     const char *first = NULL, *first_end = NULL;
     for (int i = 0; i < f->n_texts; i++) {
@@ -41,6 +41,7 @@ static const char *find_stop(const struct stop_filter *f)
         const char *at = memmem(f->held, f->n_held, f->text[i], n);
         if (!at || (first && at + n > first_end) || (first && at + n == first_end && at > first)) continue;
         first = at;
+        f->found = f->text[i];
         first_end = at + n;
     }
     return first;

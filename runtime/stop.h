@@ -14,6 +14,7 @@ struct stop_filter {
     char *held;                        /* text of the last call and what is still held back */
     size_t n_held, n_passed, capacity; /* the first n_passed bytes were handed out by the last call */
     bool stopped;
+    const char *found; /* the stop string that ended the text */
 };
 
 void stop_open(struct stop_filter *f, const char *const *texts, int n_texts);

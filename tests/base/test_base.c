@@ -182,9 +182,9 @@ static void status_table(void **state)
 {
     (void)state;
     static const int codes[STATUS_COUNT] = {
-        [STATUS_OK] = 0,       [STATUS_BAD_OPTION] = 2, [STATUS_BAD_MODEL] = 3,
-        [STATUS_NO_FIT] = 4,   [STATUS_BAD_INPUT] = 2,  [STATUS_NO_PAGES] = 4,
-        [STATUS_TOO_LONG] = 2, [STATUS_IO] = 2,         [STATUS_PEER] = 5,
+        [STATUS_OK] = 0,        [STATUS_BAD_OPTION] = 2,  [STATUS_BAD_MODEL] = 3, [STATUS_NO_FIT] = 4,
+        [STATUS_BAD_INPUT] = 2, [STATUS_NO_PAGES] = 4,    [STATUS_TOO_LONG] = 2,  [STATUS_IO] = 2,
+        [STATUS_PEER] = 5,      [STATUS_QUEUE_FULL] = 75, [STATUS_DRAINING] = 75,
     };
     for (int s = 0; s < STATUS_COUNT; s++) {
         assert_int_equal(status_exit_code((enum status)s), codes[s]);
