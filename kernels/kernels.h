@@ -5,28 +5,31 @@
  * one stream; they return void, because a kernel that cannot run is a DIE and wrong arguments are an ASSERT.
  *
  * Dimension letters, the same everywhere (r: this tensor-parallel rank's share):
- *   T rows of the step       D hidden size            E head width            G query heads per kv head (H /
- * K) Kr kv heads held         Qr = Kr*G heads scored   Hr query heads attended (Hr = Qr unless kv heads are
- * replicated) Fr MLP columns           Vr vocabulary rows       P tokens per page       B tokens per block, a
- * multiple of P W largest window         C most tokens of a sequence (a multiple of B)
+ *   T  rows of the step        D  hidden size         E  head width
+ *   G  query heads per kv head (H / K)                Kr kv heads held
+ *   Qr heads scored, Kr * G    Hr query heads attended (Qr unless kv heads are replicated)
+ *   Fr MLP columns             Vr vocabulary rows
+ *   P  tokens per page         B  tokens per block, a multiple of P
+ *   W  largest window          C  most tokens of a sequence, a multiple of B
  *
  * Invariants every implementation keeps, each a test:
  *  1. Batch invariance: what an op computes for one row depends on that row and the state it reads, to the
- * bit; never on the number of rows, their order, the number of threads or the other sequences of the step.
+ *     bit; never on the number of rows, their order, the number of threads or the other sequences of the step.
  *  2. Sums over the hidden size and over keys are f32 (or better), in a fixed order.
  *  3. A page list is ascending; equal scores prefer the lower page. Reading all pages by list or without
- * gives the same bits, so budget 1 is dense attention exactly.
+ *     gives the same bits, so budget 1 is dense attention exactly.
  *  4. Nothing allocates after device_open and the first step; scratch is carved by the caller.
  *  5. No op writes outside the shapes given here (canaries in the tests).
  *
  * Memory layout of the paged cache. A *block record* holds B tokens of all layers, contiguous, so that one
- * copy moves it; inside, per layer l at offset l * layer_bytes: keys and values   (Kr, 2, B, E) in dims.kv K
- * then V of each kv head; a page is P consecutive tokens page summaries    (Kr, B/P, summary_bytes)
- * element-wise min (E) then max (E) of the keys in the page last_loaded       (Kr, B/P) int32 newest position
- * whose step read the page; -1 at first A *slot record* holds the output cache of one sequence, per layer: O
- * (W, Hr, E) f32, then lse (W, Hr) f32; position r lives at ring index r % W. (One entry more than the w-1
- * that are needed: in the step that computes position p the row leaving the window is still read while p is
- * written.) */
+ * copy moves it; inside, per layer l at offset l * layer_bytes:
+ *   keys and values   (Kr, 2, B, E) in dims.kv      K then V of each kv head; a page is P consecutive tokens
+ *   page summaries    (Kr, B/P, summary_bytes)      element-wise min (E) then max (E) of the page's keys
+ *   last_loaded       (Kr, B/P) int32               newest position whose step read the page; -1 at first
+ * A *slot record* holds the output cache of one sequence, per layer:
+ *   O (W, Hr, E) f32, then lse (W, Hr) f32          position r lives at ring index r % W
+ * (One entry more than the w-1 that are needed: in the step that computes position p the row leaving the
+ * window is still read while p is written.) */
 #ifndef RETRO_KERNELS_KERNELS_H
 #define RETRO_KERNELS_KERNELS_H
 

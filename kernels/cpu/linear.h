@@ -2,9 +2,11 @@
  *
  * Weights. n is cut into blocks of LINEAR_BLOCK outputs; the vector lanes run over the outputs of a block, so
  * that one load of weights serves every row and an input needs only a broadcast. Within a block the inputs
- * follow each other: bf16        (k/2, LINEAR_BLOCK, 2): two inputs share a 32-bit lane and widen by a shift
- * and a mask; odd k is padded with a zero weight f16, f32    (k, LINEAR_BLOCK) A block's outputs past n hold
- * whatever the memory held: they are computed in lanes and never stored.
+ * follow each other:
+ *   bf16        (k/2, LINEAR_BLOCK, 2)   two inputs share a 32-bit lane and widen by a shift and a mask; odd k
+ *                                        is padded with a zero weight
+ *   f16, f32    (k, LINEAR_BLOCK)
+ * A block's outputs past n hold whatever the memory held: they are computed in lanes and never stored.
  *
  * Invariant: every output is ONE chain of fused multiply-adds over k in ascending order, then plus bias.
  * Cutting k into pieces and continuing from y keeps the chain, so that all row counts, thread counts and

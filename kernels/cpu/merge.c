@@ -1,9 +1,10 @@
 /* merge.c - parts into outputs, revised outputs into the cache, the mask and the counters: ALGORITHM.md steps
  * 4 and 5.
  *
- *   a row's parts:   m = max_s m_s,  l = sum_s e^(m_s - m) l_s,  O = sum_s e^(m_s - m) O_s / l,  lse = m + ln
- * l a revised row:   with the cached (O', lse'): n = max(lse', lse), a = e^(lse' - n), c = e^(lse - n), O <-
- * (a O' + c O) / (a + c),  lse <- n + ln(a + c)
+ *   a row's parts:   m = max_s m_s,  l = sum_s e^(m_s - m) l_s,
+ *                    O = sum_s e^(m_s - m) O_s / l,  lse = m + ln l
+ *   a revised row:   with the cached (O', lse'): n = max(lse', lse), a = e^(lse' - n), c = e^(lse - n),
+ *                    O <- (a O' + c O) / (a + c),  lse <- n + ln(a + c)
  *
  * Splits are added in ascending order. A revised row that attended to nothing keeps its cached output to the
  * bit. One task is one kv head of one span: it reads and then sets that head's last_loaded, so nothing is

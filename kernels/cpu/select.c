@@ -1,8 +1,8 @@
 /* select.c - which pages the new row reads: ALGORITHM.md step 2.
  *
  *   score_jh = (q_h . c_j + alpha |q_h| . u_j) * attention_scale,   c = (max + min) / 2,  u = (max - min) / 2
- *            = q' . (min_j | max_j),   q' = ((q_h - alpha |q_h|) / 2 | (q_h + alpha |q_h|) / 2) *
- * attention_scale
+ *            = q' . (min_j | max_j),
+ *   q' = ((q_h - alpha |q_h|) / 2 | (q_h + alpha |q_h|) / 2) * attention_scale
  *
  * so a page summary is a key of width 2E and the tile primitives score it. The group's scores become one per
  * page (max, mean, or softmax over the candidate pages per head, then the mean over heads). The page of the

@@ -2,12 +2,14 @@
  * tile_avx512.c, which define before it:
  *
  *   vec, LANES          a vector of f32 and how many it holds
- *   BLOCK               vectors beside each other in a block of accumulators; BLOCK_Q queries below each
- * other vec_zero vec_set1 vec_load vec_store vec_fma vec_mul vec_add vec_max vec_reduce_max vec_load_n(p, n),
- * vec_store_n(p, v, n)       the first n lanes, the others zero and untouched in memory vec_widen(p, type),
- * vec_widen_n(p, n, type)  LANES elements of a type as f32 vec_narrow(p, v, type) LANES elements, rounded as
- * dtype.h does it vec_exp(v)          e^v for v <= 0 or so; 0 below -87; error within 2 units in the last
- * place vec_sum4(sum, v)    adds the lanes of v to the four of sum, lane modulo 4, in ascending order
+ *   BLOCK               vectors beside each other in a block of accumulators
+ *   BLOCK_Q             queries below each other
+ *   vec_zero vec_set1 vec_load vec_store vec_fma vec_mul vec_add vec_max vec_reduce_max
+ *   vec_load_n(p, n), vec_store_n(p, v, n)           the first n lanes, the others zero, untouched in memory
+ *   vec_widen(p, type), vec_widen_n(p, n, type)      LANES elements of a type as f32
+ *   vec_narrow(p, v, type)                           LANES elements, rounded as dtype.h does it
+ *   vec_exp(v)          e^v for v <= 0 or so; 0 below -87; error within 2 units in the last place
+ *   vec_sum4(sum, v)    adds the lanes of v to the four of sum, lane modulo 4, in ascending order
  *   load_keys, count_at_least, PREFETCH (a hint)
  *
  * What the compiler must see as constants (how many accumulators live in registers) are arguments of

@@ -4,8 +4,7 @@
  * step of a key runs as it comes (libraries set themselves up then, which a capture does not allow), the
  * second is captured, later ones are replayed. The least recently used graph makes room for a new one.
  *
- *   unseen --graph_launch--> seen once --graph_launch--> capturing --graph_end--> captured --graph_launch-->
- * captured */
+ *   unseen --graph_launch--> seen once --graph_launch--> capturing --graph_end--> captured (replayed) */
 #include "kernels/cuda/cuda.h"
 
 static struct cuda_graph *find(struct cuda_device *c, uint64_t key)

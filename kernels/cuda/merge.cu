@@ -1,9 +1,10 @@
 /* merge.cu - parts into outputs, revised outputs into the cache, the mask and the counters: ALGORITHM.md
  * steps 4 and 5.
  *
- *   a row's parts:   m = max_s m_s,  l = sum_s e^(m_s - m) l_s,  O = sum_s e^(m_s - m) O_s / l,  lse = m + ln
- * l a revised row:   with the cached (O', lse'): n = max(lse', lse), a = e^(lse' - n), c = e^(lse - n), O <-
- * (a O' + c O) / (a + c),  lse <- n + ln(a + c)
+ *   a row's parts:   m = max_s m_s,  l = sum_s e^(m_s - m) l_s,
+ *                    O = sum_s e^(m_s - m) O_s / l,  lse = m + ln l
+ *   a revised row:   with the cached (O', lse'): n = max(lse', lse), a = e^(lse' - n), c = e^(lse - n),
+ *                    O <- (a O' + c O) / (a + c),  lse <- n + ln(a + c)
  *
  * One launch. A block is one row with one head: its threads read each split's m and l once, then warp i adds
  * splits i, i+8, ..., four elements to a lane, and the warps' sums are added in order. Behind these blocks

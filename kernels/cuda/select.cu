@@ -1,18 +1,19 @@
 /* select.cu - which pages the new row reads: ALGORITHM.md step 2.
  *
  *   score_jh = (q_h . c_j + alpha |q_h| . u_j) * attention_scale,   c = (max + min) / 2,  u = (max - min) / 2
- *            = q' . (min_j | max_j),   q' = ((q_h - alpha |q_h|) / 2 | (q_h + alpha |q_h|) / 2) *
- * attention_scale
+ *            = q' . (min_j | max_j),
+ *   q' = ((q_h - alpha |q_h|) / 2 | (q_h + alpha |q_h|) / 2) * attention_scale
  *
  * The group's scores become one per page: max, mean, or softmax over the candidate pages per head, then the
  * mean over heads. The page of the new position and the first n_sink pages are chosen whatever they score,
  * then the best others until n_select are chosen; equal scores prefer the lower page. Three launches:
  *
- *   score   a block is SCORE_PAGES candidates of one kv head of one span. A page's summary is read once, in
- * 16-byte pieces, for all heads of the group; q' lies in shared memory. With `max` and `mean` it writes keys,
- * with `softmax` scores and, per head, its stretch's maximum and sum of exponentials. reduce  softmax only:
- * the same stretches; scores become keys. choose  a block is one kv head of one span: radix selection, eight
- * bits of the key at a time, then the list.
+ *   score    a block is SCORE_PAGES candidates of one kv head of one span. A page's summary is read once, in
+ *            16-byte pieces, for all heads of the group; q' lies in shared memory. With `max` and `mean` it
+ *            writes keys, with `softmax` scores and, per head, its stretch's maximum and sum of exponentials.
+ *   reduce   softmax only: the same stretches; scores become keys.
+ *   choose   a block is one kv head of one span: radix selection, eight bits of the key at a time, then the
+ *            list.
  *
  * A key is the score as an unsigned integer of the same order; forced pages have the largest.
  * Scratch, carved by struct scratch: scores (n_decode, Kr, G, C/P) f32, keys (n_decode, Kr, C/P) u32,
