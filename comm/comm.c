@@ -14,15 +14,32 @@ struct comm *comm_alloc(int rank, int size)
     c->gather_at = c->gather_n + size;
     c->rank = rank;
     c->size = size;
+    c->mpi = MPI_COMM_WORLD;
     return c;
 }
 
-struct comm *comm_open(const struct comm_world *w)
+/* How many ranks of the group are on this host, and this rank's place among them. */
+static void find_neighbours(const struct comm *c, int *node_rank, int *node_size)
 {
-    struct comm *c = comm_alloc(w->rank, w->size);
-    if (w->size == 1) self_open(c);
-    else if (w->node_size == w->size) shm_open_group(c);
-    else mpi_open(c, w);
+    MPI_Comm node;
+    mpi_check(MPI_Comm_split_type(c->mpi, MPI_COMM_TYPE_SHARED, c->rank, MPI_INFO_NULL, &node),
+              "MPI_Comm_split_type");
+    MPI_Comm_rank(node, node_rank);
+    MPI_Comm_size(node, node_size);
+    MPI_Comm_free(&node);
+}
+
+struct comm *comm_open(const struct comm_world *w, int n_ranks)
+{
+    ASSERT(n_ranks > 0 && w->size % n_ranks == 0);
+    struct comm *c = comm_alloc(w->rank % n_ranks, n_ranks);
+    if (n_ranks < w->size)
+        mpi_check(MPI_Comm_split(MPI_COMM_WORLD, w->rank / n_ranks, w->rank, &c->mpi), "MPI_Comm_split");
+    int node_rank = 0, node_size = 1;
+    if (n_ranks > 1) find_neighbours(c, &node_rank, &node_size);
+    if (n_ranks == 1) self_open(c);
+    else if (node_size == n_ranks) shm_open_group(c);
+    else mpi_open(c, node_rank == 0);
     return c;
 }
 
@@ -30,6 +47,7 @@ void comm_close(struct comm *c)
 {
     if (!c) return;
     c->table->close(c);
+    if (c->mpi != MPI_COMM_WORLD) MPI_Comm_free(&c->mpi);
     free(c->gather_n);
     free(c);
 }
@@ -59,19 +77,19 @@ void comm_gather(struct comm *c, const void *mine, size_t n_bytes, void *all, co
 
 void comm_barrier(struct comm *c)
 {
-    if (c->size > 1) mpi_check(MPI_Barrier(MPI_COMM_WORLD), "MPI_Barrier");
+    if (c->size > 1) mpi_check(MPI_Barrier(c->mpi), "MPI_Barrier");
 }
 
 void comm_bcast(struct comm *c, void *bytes, size_t n)
 {
     ASSERT(n <= INT32_MAX);
-    if (c->size > 1) mpi_check(MPI_Bcast(bytes, (int)n, MPI_BYTE, 0, MPI_COMM_WORLD), "MPI_Bcast");
+    if (c->size > 1) mpi_check(MPI_Bcast(bytes, (int)n, MPI_BYTE, 0, c->mpi), "MPI_Bcast");
 }
 
 static void reduce_i64(struct comm *c, int64_t *values, int n, MPI_Op op)
 {
     if (c->size > 1)
-        mpi_check(MPI_Allreduce(MPI_IN_PLACE, values, n, MPI_INT64_T, op, MPI_COMM_WORLD), "MPI_Allreduce");
+        mpi_check(MPI_Allreduce(MPI_IN_PLACE, values, n, MPI_INT64_T, op, c->mpi), "MPI_Allreduce");
 }
 
 void comm_sum_i64(struct comm *c, int64_t *values, int n) { reduce_i64(c, values, n, MPI_SUM); }

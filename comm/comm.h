@@ -32,9 +32,11 @@ void comm_world_close(void);
 /* Abnormal end of the whole job from any rank at any time; used by the die hook. Does not return. */
 _Noreturn void comm_world_abort(int exit_code);
 
-/* Opens the tensor-parallel group of all ranks of the world: self for one rank, shared memory between ranks
- * of one host, MPI otherwise. */
-struct comm *comm_open(const struct comm_world *w);
+/* Collective over the world: opens this rank's tensor-parallel group. The world is dealt into groups
+ * (replicas of the model) of n_ranks consecutive ranks each, of which it must be a multiple; the first of a
+ * group is its leader, rank 0 of the group. One rank: nothing to exchange; shared memory between ranks of one
+ * host, MPI otherwise. */
+struct comm *comm_open(const struct comm_world *w, int n_ranks);
 void comm_close(struct comm *c);
 
 /* Collective: makes room for all_reduce of up to n_f32 elements. */

@@ -2,6 +2,8 @@
 #ifndef RETRO_COMM_GROUP_H
 #define RETRO_COMM_GROUP_H
 
+#include <mpi.h>
+
 #include "comm/comm.h"
 
 struct comm_table {
@@ -14,6 +16,7 @@ struct comm_table {
 struct comm {
     const struct comm_table *table;
     int rank, size;
+    MPI_Comm mpi;    /* of the group; owned unless it is the world's */
     size_t reserved; /* elements of an all-reduce at most; 0 before comm_reserve */
     /* On rank 0, (size) each: bytes of the ranks in a gather and where they go; a gather allocates nothing.
      */
@@ -26,7 +29,7 @@ struct comm {
 struct comm *comm_alloc(int rank, int size);
 /* Constructors; each fills table, description and state. */
 void self_open(struct comm *c);
-void mpi_open(struct comm *c, const struct comm_world *w);
+void mpi_open(struct comm *c, bool first_on_host);
 void shm_open_group(struct comm *c);
 
 /* MPI_Gatherv in bytes; shared by the transports that run under MPI. */

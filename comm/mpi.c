@@ -75,8 +75,7 @@ void mpi_gather(struct comm *c, const void *mine, size_t n_bytes, void *all, con
         ASSERT(at <= INT_MAX);
         c->gather_n[r] = (int)counts[r];
     }
-    mpi_check(MPI_Gatherv(mine, (int)n_bytes, MPI_BYTE, all, c->gather_n, c->gather_at, MPI_BYTE, 0,
-                          MPI_COMM_WORLD),
+    mpi_check(MPI_Gatherv(mine, (int)n_bytes, MPI_BYTE, all, c->gather_n, c->gather_at, MPI_BYTE, 0, c->mpi),
               "MPI_Gatherv");
 }
 
@@ -101,15 +100,14 @@ static void mpi_all_reduce(struct comm *c, float *buffer, size_t n, void *stream
     ASSERT(slice <= s->slice);
     memcpy(s->send, buffer, n * sizeof *buffer);
     memset(s->send + n, 0, (slice * (size_t)c->size - n) * sizeof *buffer);
-    mpi_check(MPI_Alltoall(s->send, (int)slice, MPI_FLOAT, s->receive, (int)slice, MPI_FLOAT, MPI_COMM_WORLD),
+    mpi_check(MPI_Alltoall(s->send, (int)slice, MPI_FLOAT, s->receive, (int)slice, MPI_FLOAT, c->mpi),
               "MPI_Alltoall of an all-reduce");
     for (int r = 1; r < c->size; r++) {
         const float *other = s->receive + (size_t)r * slice;
         for (size_t i = 0; i < slice; i++) s->receive[i] += other[i];
     }
-    mpi_check(
-        MPI_Allgather(s->receive, (int)slice, MPI_FLOAT, s->send, (int)slice, MPI_FLOAT, MPI_COMM_WORLD),
-        "MPI_Allgather of an all-reduce");
+    mpi_check(MPI_Allgather(s->receive, (int)slice, MPI_FLOAT, s->send, (int)slice, MPI_FLOAT, c->mpi),
+              "MPI_Allgather of an all-reduce");
     memcpy(buffer, s->send, n * sizeof *buffer);
 }
 
@@ -123,13 +121,13 @@ static void mpi_close(struct comm *c)
 
 static const struct comm_table mpi_table = {mpi_reserve, mpi_all_reduce, mpi_gather, mpi_close};
 
-void mpi_open(struct comm *c, const struct comm_world *w)
+void mpi_open(struct comm *c, bool first_on_host)
 {
     c->table = &mpi_table;
     c->state = calloc(1, sizeof(struct mpi_state));
     if (!c->state) DIE(EXIT_CODE_MEMORY, NULL, "no memory for a group of ranks");
-    int leaders = w->node_rank == 0, hosts = 0;
-    mpi_check(MPI_Allreduce(&leaders, &hosts, 1, MPI_INT, MPI_SUM, MPI_COMM_WORLD), "MPI_Allreduce");
+    int leaders = first_on_host, hosts = 0;
+    mpi_check(MPI_Allreduce(&leaders, &hosts, 1, MPI_INT, MPI_SUM, c->mpi), "MPI_Allreduce");
     snprintf(c->description, sizeof c->description, "%d ranks on %d host%s by MPI", c->size, hosts,
              hosts == 1 ? "" : "s");
 }

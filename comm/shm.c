@@ -169,14 +169,14 @@ static char *map_segment(const struct comm *c, size_t bytes)
         fd = shm_open(name, O_CREAT | O_EXCL | O_RDWR, 0600);
         if (fd >= 0) failed = posix_fallocate(fd, 0, (off_t)bytes);
     }
-    mpi_check(MPI_Bcast(name, sizeof name, MPI_BYTE, 0, MPI_COMM_WORLD), "MPI_Bcast");
+    mpi_check(MPI_Bcast(name, sizeof name, MPI_BYTE, 0, c->mpi), "MPI_Bcast");
     if (c->rank != 0) fd = shm_open(name, O_RDWR, 0600);
     char *map =
         fd >= 0 && !failed ? mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0) : MAP_FAILED;
     int error = errno;
     if (fd >= 0) close(fd);
     int bad = map == MAP_FAILED, any = 0;
-    mpi_check(MPI_Allreduce(&bad, &any, 1, MPI_INT, MPI_MAX, MPI_COMM_WORLD), "MPI_Allreduce");
+    mpi_check(MPI_Allreduce(&bad, &any, 1, MPI_INT, MPI_MAX, c->mpi), "MPI_Allreduce");
     if (c->rank == 0) shm_unlink(name);
     if (bad)
         LOG_WARN("no shared memory of %zu MiB (%s): all-reduce goes through MPI; a larger /dev/shm makes it "
@@ -192,8 +192,7 @@ void shm_open_group(struct comm *c)
     size_t bytes = posts + slots + 2 * PIECE * sizeof(float);
     char *map = map_segment(c, bytes);
     if (!map) {
-        struct comm_world one_host = {.node_rank = c->rank, .node_size = c->size};
-        mpi_open(c, &one_host);
+        mpi_open(c, c->rank == 0);
         return;
     }
     struct shm_state *s = calloc(1, sizeof *s);

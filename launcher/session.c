@@ -15,12 +15,40 @@ int session_fail(const struct comm_world *w, enum status status, const struct re
     return status_exit_code(status);
 }
 
+/* Ranks of one replica; 0 when the world is not tp x dp. The same on every rank. */
+static int group_size(const struct options *o, const struct comm_world *w)
+{
+    if (o->tp == OPTIONS_UNSET) return w->size % o->dp == 0 ? w->size / o->dp : 0;
+    return (long)o->tp * o->dp == w->size ? o->tp : 0;
+}
+
+static enum status check_world(const struct session *s, struct reason *why)
+{
+    const struct options *o = s->options;
+    int ranks = s->world.size;
+    const char *were = ranks == 1 ? " was" : "s were";
+    if (group_size(o, &s->world) > 0) {
+        if (o->dp == 1) return STATUS_OK;
+        return status_fail(why, STATUS_BAD_OPTION,
+                           "--dp %d: this command has one sequence and cannot use replicas; leave --dp out "
+                           "and start with mpirun -n %d",
+                           o->dp, ranks / o->dp);
+    }
+    if (o->tp == OPTIONS_UNSET)
+        return status_fail(why, STATUS_BAD_OPTION,
+                           "--dp %d: %d rank%s started, which is no multiple of it; start with mpirun -n %d",
+                           o->dp, ranks, were, (ranks / o->dp + 1) * o->dp);
+    if (o->dp > 1)
+        return status_fail(why, STATUS_BAD_OPTION,
+                           "--tp %d and --dp %d: %d rank%s started; start with mpirun -n %ld", o->tp, o->dp,
+                           ranks, were, (long)o->tp * o->dp);
+    return status_fail(why, STATUS_BAD_OPTION, "--tp %d: %d rank%s started; start with mpirun -n %d", o->tp,
+                       ranks, were, o->tp);
+}
+
 static enum status check_ranks(const struct session *s, struct reason *why)
 {
-    int ranks = s->world.size;
-    if (s->options->tp != OPTIONS_UNSET && s->options->tp != ranks)
-        return status_fail(why, STATUS_BAD_OPTION, "--tp %d: %d rank%s started; start with mpirun -n %d",
-                           s->options->tp, ranks, ranks == 1 ? " was" : "s were", s->options->tp);
+    int ranks = comm_size(s->comm);
     if (ranks > s->files.arch.n_heads)
         return status_fail(why, STATUS_BAD_OPTION,
                            "%d ranks: the model has %d query heads, start at most that many", ranks,
@@ -36,9 +64,11 @@ enum status session_prepare(struct session *s, const struct options *o, const st
                             struct reason *why)
 {
     *s = (struct session){.world = *w, .options = o, .window = o->policy == POLICY_RETRO ? o->window : 1};
-    s->comm = comm_open(w);
-    if (w->rank != 0) return STATUS_OK;
-    enum status status = options_policy(o, &s->policy, why);
+    int n_ranks = group_size(o, w);
+    s->comm = comm_open(w, n_ranks > 0 ? n_ranks : w->size);
+    enum status status = check_world(s, why); /* the same on every rank: groups have no other way to agree */
+    if (status != STATUS_OK || w->rank != 0) return status;
+    status = options_policy(o, &s->policy, why);
     if (status == STATUS_OK && !o->model)
         status = status_fail(why, STATUS_BAD_OPTION, "--model DIR is missing: a Hugging Face model folder");
     if (status == STATUS_OK) status = model_files_open(&s->files, o->model, why);

@@ -309,7 +309,7 @@ static void one_rank_has_no_peers(void **state)
 {
     (void)state;
     struct comm_world alone = {.size = 1, .node_size = 1};
-    struct comm *c = comm_open(&alone);
+    struct comm *c = comm_open(&alone, 1);
     struct ctl *x = ctl_open(c, 1);
     ctl_send(x, 1, "abc", 3);
     ctl_close(x);
@@ -397,7 +397,7 @@ int main(int argc, char **argv)
     char prefix[16];
     snprintf(prefix, sizeof prefix, "%d", world.rank);
     log_set_prefix(prefix);
-    group = comm_open(&world);
+    group = comm_open(&world, world.size);
     if (argc > 1) return break_job(argv[1]);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(frames_of_many_sizes),  cmocka_unit_test(frames_in_order),

@@ -159,6 +159,30 @@ static void places_and_names(void **state)
     if (world.size > 1) CHECK(strstr(comm_describe(groups[1]), "1 host"), "the other one is MPI");
 }
 
+/* The world dealt into groups: each sums among its own ranks only, and has a leader of its own. */
+static void replicas(void **state)
+{
+    (void)state;
+    int half = world.size % 2 == 0 ? world.size / 2 : 1;
+    struct comm *c = comm_open(&world, half);
+    comm_reserve(c, 3);
+    CHECK(comm_size(c) == half && comm_rank(c) == world.rank % half, "place in the group");
+    int first = world.rank / half * half;
+    float sums[3] = {(float)world.rank, 1, -(float)world.rank};
+    comm_all_reduce(c, sums, 3, NULL);
+    float expected = 0;
+    for (int r = first; r < first + half; r++) expected += (float)r;
+    CHECK(sums[0] == expected && sums[1] == (float)half && sums[2] == -expected, "sum of the group");
+    int leader = world.rank;
+    comm_bcast(c, &leader, sizeof leader);
+    CHECK(leader == first, "rank %d leads, expected %d", leader, first);
+    int64_t most = world.rank;
+    comm_max_i64(c, &most, 1);
+    CHECK(most == first + half - 1, "largest rank of the group");
+    comm_barrier(c);
+    comm_close(c);
+}
+
 /* Time per call, for a reader; nothing is checked because machines differ. */
 static void speed(void **state)
 {
@@ -184,20 +208,17 @@ int main(void)
 {
     comm_world_open(&world, true);
     if (world.size > 1) die_set_hook(comm_world_abort);
-    groups[n_groups++] = comm_open(&world);
+    groups[n_groups++] = comm_open(&world, world.size);
     if (world.size > 1) {
         groups[n_groups] = comm_alloc(world.rank, world.size);
-        mpi_open(groups[n_groups++], &world);
+        mpi_open(groups[n_groups++], world.rank == 0);
     }
     for (int g = 0; g < n_groups; g++) comm_reserve(groups[g], ELEMENTS_MAX);
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(places_and_names),
-        cmocka_unit_test(sums_of_all_sizes),
-        cmocka_unit_test(random_sizes),
-        cmocka_unit_test(sums_do_not_depend_on_the_call),
-        cmocka_unit_test(uneven_gather),
-        cmocka_unit_test(host_collectives),
-        cmocka_unit_test(speed),
+        cmocka_unit_test(places_and_names), cmocka_unit_test(sums_of_all_sizes),
+        cmocka_unit_test(random_sizes),     cmocka_unit_test(sums_do_not_depend_on_the_call),
+        cmocka_unit_test(uneven_gather),    cmocka_unit_test(host_collectives),
+        cmocka_unit_test(replicas),         cmocka_unit_test(speed),
     };
     int failed = cmocka_run_group_tests(tests, NULL, NULL);
     for (int g = 0; g < n_groups; g++) comm_close(groups[g]);

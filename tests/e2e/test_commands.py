@@ -101,6 +101,8 @@ def test_help_names_every_option():
         (["--prompt", "x", "--policy", "sparse"], "dense\\|quest\\|retro"),
         (["--prompt", "x", "--prompt", "y"], "--prompt.*twice"),
         (["--prompt", "x", "--tp", "2"], "--tp 2.*mpirun -n 2"),
+        (["--prompt", "x", "--dp", "2"], "--dp 2.*1 rank was started.*mpirun -n 2"),
+        (["--prompt", "x", "--tp", "3", "--dp", "2"], "--tp 3 and --dp 2.*mpirun -n 6"),
         (["--prompt", "x", "--max-tokens"], "--max-tokens.*value"),
         (["--prompt", "x", "--dump-logits", "f"], "--dump-logits.*not an option of this command"),
         (["--prompt", "x", "--config", "/nonexistent/file"], "--config.*No such file"),
