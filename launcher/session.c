@@ -8,6 +8,7 @@
 #include "kernels/check.h"
 #include "kernels/trace.h"
 #include "runtime/base/die.h"
+#include "runtime/base/progress.h"
 
 int session_fail(const struct comm_world *w, enum status status, const struct reason *why)
 {
@@ -64,6 +65,7 @@ enum status session_prepare(struct session *s, const struct options *o, const st
                             struct reason *why)
 {
     *s = (struct session){.world = *w, .options = o, .window = o->policy == POLICY_RETRO ? o->window : 1};
+    progress_enter(PROGRESS_PREPARE);
     int n_ranks = group_size(o, w);
     s->comm = comm_open(w, n_ranks > 0 ? n_ranks : w->size);
     enum status status = check_world(s, why); /* the same on every rank: groups have no other way to agree */
@@ -157,6 +159,7 @@ enum status session_load(struct session *s, int context, int n_slots, struct rea
         .progress = s->world.rank == 0,
         .node_ranks = s->world.node_size,
     };
+    progress_enter(PROGRESS_DEVICE);
     enum status opened = open_device(s, m.act, &m.device, why);
     int64_t everywhere = opened == STATUS_OK;
     comm_min_i64(s->comm, &everywhere, 1); /* nobody goes on to collectives alone */
@@ -168,8 +171,10 @@ enum status session_load(struct session *s, int context, int n_slots, struct rea
     enum status status = model_open(&s->model, &s->files, s->comm, &m, why);
     if (status != STATUS_OK) return status;
     comm_reserve(s->comm, (size_t)s->model->dims.max_rows * (size_t)s->model->dims.D);
+    progress_enter(PROGRESS_CONNECT);
     s->ctl = ctl_open(s->comm, 60);
     s->engine = engine_open(s->model, s->comm, s->ctl);
+    progress_enter(PROGRESS_IDLE);
     if (s->world.rank == 0)
         LOG_INFO("%s %d layers, %s, %s, %s KV, %.2f GiB a rank", s->files.arch.family, s->files.arch.n_layers,
                  device_describe(s->model->device), comm_describe(s->comm), dtype_name(s->model->dims.kv),
@@ -179,6 +184,7 @@ enum status session_load(struct session *s, int context, int n_slots, struct rea
 
 void session_close(struct session *s)
 {
+    progress_enter(PROGRESS_CLOSE);
     if (s->ctl) ctl_close(s->ctl);
     engine_close(s->engine);
     model_close(s->model);

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "runtime/base/die.h"
+#include "runtime/base/progress.h"
 #include "runtime/stage.h"
 #include "runtime/wire.h"
 
@@ -100,6 +101,7 @@ static void execute(struct engine *e, const struct step *s, int *n_out, int *n_l
     model_forward(m, &b);
     size_t row_bytes = (size_t)m->dims.Vr * sizeof(float);
     char *to = e->mine + (size_t)b.n_out * sizeof(struct best);
+    progress_op("download");
     m->op->download(m->device, e->mine, m->best, (size_t)b.n_out * sizeof(struct best));
     *n_out = b.n_out;
     *n_logits = 0;
@@ -123,6 +125,7 @@ static void shard_of(const struct engine *e, int rank, int *first, int *count)
 static void gather(struct engine *e, int n_out, int n_logits)
 {
     size_t best_bytes = (size_t)n_out * sizeof(struct best);
+    progress_op("gather");
     if (comm_rank(e->comm) == 0)
         for (int r = 0; r < comm_size(e->comm); r++) {
             int first, count;
@@ -158,6 +161,7 @@ static void assemble(struct engine *e, int n_out, int n_logits)
 void engine_step(struct engine *e, const struct step *s, struct engine_result *r)
 {
     ASSERT(comm_rank(e->comm) == 0 && s->n_rows > 0);
+    progress_step();
     if (comm_size(e->comm) > 1) {
         wire_pack_step(&e->wire, s);
         ctl_send(e->ctl, MESSAGE_STEP, e->wire.bytes, e->wire.n_bytes);
@@ -175,6 +179,7 @@ void engine_step(struct engine *e, const struct step *s, struct engine_result *r
         if (wanted) logits += e->model->arch->vocab;
         out++;
     }
+    progress_enter(PROGRESS_IDLE);
     *r = (struct engine_result){.n_outputs = n_out, .output = e->output};
 }
 
@@ -206,8 +211,10 @@ void engine_follow(struct engine *e)
                 DIE(EXIT_CODE_PEER, "do all ranks run the same program with the same options?", "%s",
                     why.text);
             int n_out, n_logits;
+            progress_step();
             execute(e, &e->plan, &n_out, &n_logits);
             gather(e, n_out, n_logits);
+            progress_enter(PROGRESS_IDLE);
         } else if (kind == MESSAGE_COUNTERS) {
             int32_t slot;
             int64_t counters[COUNTER_COUNT];

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "runtime/base/die.h"
+#include "runtime/base/progress.h"
 
 enum status model_files_open(struct model_files *f, const char *dir, struct reason *why)
 {
@@ -180,6 +181,7 @@ enum status model_open(struct model **out, const struct model_files *files, stru
     arena_wrap(&arena, m->memory, m->memory_bytes);
     carve(m, &arena, files);
     arena_seal(&arena);
+    progress_enter(PROGRESS_LOAD);
     weights_load(&m->weights, m->device, m->arch, &m->shard, files->tensors, o->progress);
     fill_constants(m);
     *out = m;
@@ -197,10 +199,14 @@ void model_close(struct model *m)
 
 static void all_reduce(struct model *m, float *buffer, int n_rows)
 {
+    progress_op("all_reduce");
     m->op->range(m->device, "all_reduce");
     comm_all_reduce(m->comm, buffer, (size_t)n_rows * (size_t)m->dims.D, m->op->stream(m->device));
     m->op->range(m->device, NULL);
 }
+
+/* Runs an op and says so first, for the one who asks what a rank that hangs was doing. */
+#define RUN(name, ...) (progress_op(#name), op->name(__VA_ARGS__))
 
 /* ALGORITHM.md, "One decode step", for all rows of the batch at once. */
 void model_forward(struct model *m, const struct batch *b)
@@ -212,12 +218,13 @@ void model_forward(struct model *m, const struct batch *b)
     int T = b->n_rows;
 
     if (m->probe) probe_begin(m->probe, b);
-    op->embed(d, m->x, b, &w->embed, dims); /* x (T,D): this rank's vocabulary rows */
+    RUN(embed, d, m->x, b, &w->embed, dims); /* x (T,D): this rank's vocabulary rows */
     all_reduce(m, m->x, T);
-    op->rope_table(d, m->rope, b, m->inv_freq, m->rope_factor, dims); /* rope (T,E/2,2) */
-    const float *delta = NULL;                                        /* what the last sub-layer adds to x */
+    RUN(rope_table, d, m->rope, b, m->inv_freq, m->rope_factor, dims); /* rope (T,E/2,2) */
+    const float *delta = NULL;                                         /* what the last sub-layer adds to x */
 
     for (int l = 0; l < dims->L; l++) {
+        progress_layer(l);
         const struct layer_weights *lw = &w->layer[l];
         struct kv_layer kv = {
             .blocks = m->pool + (size_t)l * dims->layer_bytes,
@@ -225,29 +232,30 @@ void model_forward(struct model *m, const struct batch *b)
             .layer = l,
             .sliding_window = m->arch->slides[l] ? m->arch->sliding_window : 0,
         };
-        op->add_norm(d, m->h, m->x, delta, lw->attn_norm, T, dims); /* h (T,D) */
-        op->linear(d, m->qkv, m->h, &lw->qkv, lw->qkv_bias, T);     /* qkv (T,(Qr+2Kr)*E) */
+        RUN(add_norm, d, m->h, m->x, delta, lw->attn_norm, T, dims); /* h (T,D) */
+        RUN(linear, d, m->qkv, m->h, &lw->qkv, lw->qkv_bias, T);     /* qkv (T,(Qr+2Kr)*E) */
         /* Step 1 of ALGORITHM.md: q; K, V and bounds of every row. */
-        op->rope_store(d, m->q, m->qkv, m->rope, lw->q_norm, lw->k_norm, &kv, b, dims);
+        RUN(rope_store, d, m->q, m->qkv, m->rope, lw->q_norm, lw->k_norm, &kv, b, dims);
         if (b->n_decode > 0) {
-            op->select(d, m->pages, m->page_count, m->q, &kv, b, m->select_scratch, dims); /* step 2 */
-            op->attend(d, m->part, m->q, &kv, m->pages, m->page_count, b, dims);           /* steps 3, 4 */
+            RUN(select, d, m->pages, m->page_count, m->q, &kv, b, m->select_scratch, dims); /* step 2 */
+            RUN(attend, d, m->part, m->q, &kv, m->pages, m->page_count, b, dims);           /* steps 3, 4 */
             /* The rest of step 4, and step 5. */
-            op->merge(d, m->attention, m->part, &kv, m->pages, m->page_count, m->counters, b, dims);
+            RUN(merge, d, m->attention, m->part, &kv, m->pages, m->page_count, m->counters, b, dims);
             if (m->probe) probe_layer(m->probe, m->attention, m->q, &kv, b);
         }
-        if (b->n_prompt > 0) op->attend_prompt(d, m->attention, m->q, &kv, b, dims);
-        op->linear(d, m->y, m->attention, &lw->o, lw->o_bias, T); /* y (T,D): this rank's heads, step 6 */
+        if (b->n_prompt > 0) RUN(attend_prompt, d, m->attention, m->q, &kv, b, dims);
+        RUN(linear, d, m->y, m->attention, &lw->o, lw->o_bias, T); /* y (T,D): this rank's heads, step 6 */
         all_reduce(m, m->y, T);
-        op->add_norm(d, m->h, m->x, m->y, lw->mlp_norm, T, dims);           /* x += y; h (T,D) */
-        op->linear(d, m->gate_up, m->h, &lw->gate_up, lw->gate_up_bias, T); /* (T,2*Fr) */
-        op->silu_mul(d, m->act, m->gate_up, T, dims);                       /* (T,Fr) */
-        op->linear(d, m->y, m->act, &lw->down, lw->down_bias, T);           /* y (T,D): this rank's columns */
+        RUN(add_norm, d, m->h, m->x, m->y, lw->mlp_norm, T, dims);           /* x += y; h (T,D) */
+        RUN(linear, d, m->gate_up, m->h, &lw->gate_up, lw->gate_up_bias, T); /* (T,2*Fr) */
+        RUN(silu_mul, d, m->act, m->gate_up, T, dims);                       /* (T,Fr) */
+        RUN(linear, d, m->y, m->act, &lw->down, lw->down_bias, T); /* y (T,D): this rank's columns */
         all_reduce(m, m->y, T);
         delta = m->y;
     }
+    progress_layer(-1);
     if (b->n_out == 0) return;
-    op->gather_norm(d, m->h, m->x, delta, w->final_norm, b, dims); /* h (n_out,D) */
-    op->linear(d, m->logits, m->h, &w->head, NULL, b->n_out);      /* (n_out,Vr) */
-    op->argmax(d, m->best, m->logits, b->n_out, dims);
+    RUN(gather_norm, d, m->h, m->x, delta, w->final_norm, b, dims); /* h (n_out,D) */
+    RUN(linear, d, m->logits, m->h, &w->head, NULL, b->n_out);      /* (n_out,Vr) */
+    RUN(argmax, d, m->best, m->logits, b->n_out, dims);
 }

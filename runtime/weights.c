@@ -9,6 +9,7 @@
 
 #include "runtime/base/clock.h"
 #include "runtime/base/die.h"
+#include "runtime/base/progress.h"
 
 /* One parameter of a checkpoint and where its part goes. A matrix goes to rows [to_row, to_row+n_rows) of
  * `matrix`; a vector's elements [from_row, from_row+n_rows) go to vector[to_row ...]. */
@@ -176,6 +177,7 @@ static enum status visit_carve(struct visitor *v, const struct part *p)
 
 static void tell_progress(struct visitor *v)
 {
+    progress_tick();
     int64_t now = clock_us();
     if (!v->progress || now - v->told_us < 1000000) return;
     v->told_us = now;

@@ -5,7 +5,7 @@
  * happened and what to try, then the hook installed by launcher/boot ends every rank: no rank leaves alone.
  * LOG:    one line on stderr, prefixed with level, and rank@host where there are several ranks.
  *
- * The log level, the rank prefix and the die hook are the only globals of the program. */
+ * The log level, the rank prefix, the die hook and progress.h are the only globals of the program. */
 #ifndef RETRO_BASE_DIE_H
 #define RETRO_BASE_DIE_H
 
