@@ -27,7 +27,8 @@ static bool fill(struct constraint *c, uint32_t *mask, int vocab)
     const uint32_t *allowed = grammar_allowed(b->matcher, b->trie, &any);
     bool may_end = grammar_may_end(b->matcher);
     if (!any) {
-        if (!may_end) LOG_WARN("a constrained answer cannot be completed with this vocabulary: it ends early");
+        if (!may_end)
+            LOG_WARN("a constrained answer cannot be completed with this vocabulary: it ends early");
         return false;
     }
     memcpy(mask, allowed, ((size_t)vocab + 31) / 32 * sizeof *mask);
