@@ -27,6 +27,8 @@ struct comm_world {
     char host[64];
 };
 void comm_world_open(struct comm_world *w, bool launched);
+/* Collective over the world: the largest of the ranks' values. */
+int comm_world_max(int value);
 /* Normal end: all ranks arrive, then MPI is finalised. */
 void comm_world_close(void);
 /* Abnormal end of the whole job from any rank at any time; used by the die hook. Does not return. */

@@ -5,6 +5,7 @@
  * its own sum. */
 #include <limits.h>
 #include <mpi.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -54,13 +55,34 @@ static bool mpi_running(void)
     return begun && !ended;
 }
 
+int comm_world_max(int value)
+{
+    int most = value;
+    if (mpi_running())
+        mpi_check(MPI_Allreduce(&value, &most, 1, MPI_INT, MPI_MAX, MPI_COMM_WORLD), "MPI_Allreduce");
+    return most;
+}
+
 void comm_world_close(void)
 {
     if (mpi_running()) MPI_Finalize();
 }
 
+enum { ABORT_S = 5 };
+static volatile sig_atomic_t leave_code;
+
+static void leave(int unused)
+{
+    (void)unused;
+    _exit(leave_code);
+}
+
 void comm_world_abort(int exit_code)
 {
+    /* MPI_Abort may wait for a host that is gone. */
+    signal(SIGALRM, leave);
+    leave_code = exit_code;
+    alarm(ABORT_S);
     if (mpi_running()) MPI_Abort(MPI_COMM_WORLD, exit_code);
     _exit(exit_code);
 }

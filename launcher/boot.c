@@ -1,8 +1,17 @@
+#define _GNU_SOURCE
 #include "launcher/boot.h"
 
+#include <pthread.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/prctl.h>
+#include <unistd.h>
 
+#include "comm/heartbeat.h"
+#include "launcher/failure.h"
+#include "launcher/logfile.h"
+#include "runtime/base/clock.h"
 #include "runtime/base/die.h"
 
 /* Set by Open MPI's mpirun, by PMIx (srun --mpi=pmix) and by PMI launchers. */
@@ -21,9 +30,79 @@ static void refuse_singletons(const struct comm_world *w)
             "Slurm started %s tasks but each one sees a world of 1 rank", tasks);
 }
 
-void boot_open(struct comm_world *w)
+/* ---- MPI_Init has no time limit of its own: it waits for ranks that never come */
+
+static struct {
+    pthread_mutex_t lock;
+    pthread_cond_t changed;
+    pthread_t thread;
+    double limit_s;
+    bool done;
+} guard = {.lock = PTHREAD_MUTEX_INITIALIZER};
+
+static void *watch_init(void *unused)
 {
-    comm_world_open(w, started_by_launcher());
+    (void)unused;
+    struct timespec until;
+    clock_gettime(CLOCK_MONOTONIC, &until);
+    until.tv_sec += (time_t)guard.limit_s;
+    pthread_mutex_lock(&guard.lock);
+    int late = 0;
+    while (!guard.done && !late) late = pthread_cond_timedwait(&guard.changed, &guard.lock, &until) != 0;
+    bool done = guard.done;
+    pthread_mutex_unlock(&guard.lock);
+    if (done) return NULL;
+    const char *rank = getenv("OMPI_COMM_WORLD_RANK"), *size = getenv("OMPI_COMM_WORLD_SIZE");
+    if (!rank) rank = getenv("PMIX_RANK");
+    char host[64] = "?";
+    gethostname(host, sizeof host - 1);
+    LOG_ERROR(
+        "rank %s of %s on %s: MPI did not start within %.0f s: a rank without this line never came; does "
+        "`mpirun hostname` name all hosts?",
+        rank ? rank : "?", size ? size : "?", host, guard.limit_s);
+    _exit(EXIT_CODE_PEER);
+}
+
+static void guard_open(double limit_s)
+{
+    guard.limit_s = limit_s;
+    pthread_condattr_t monotonic;
+    pthread_condattr_init(&monotonic);
+    pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
+    pthread_cond_init(&guard.changed, &monotonic);
+    if (pthread_create(&guard.thread, NULL, watch_init, NULL) != 0)
+        DIE(EXIT_CODE_MEMORY, "raise ulimit -u", "no thread to watch the start");
+}
+
+static void guard_close(void)
+{
+    pthread_mutex_lock(&guard.lock);
+    guard.done = true;
+    pthread_cond_signal(&guard.changed);
+    pthread_mutex_unlock(&guard.lock);
+    pthread_join(guard.thread, NULL);
+}
+
+double boot_mpirun_notices_s(void)
+{
+    /* Open MPI 4.1's defaults: 300 s, then nine probes 20 s apart. */
+    const char *time = getenv("OMPI_MCA_oob_tcp_keepalive_time");
+    const char *between = getenv("OMPI_MCA_oob_tcp_keepalive_intvl");
+    const char *probes = getenv("OMPI_MCA_oob_tcp_keepalive_probes");
+    if (!getenv("OMPI_COMM_WORLD_SIZE")) return 0;
+    return (time ? atof(time) : 300) + (between ? atof(between) : 20) * (probes ? atof(probes) : 9);
+}
+
+void boot_open(struct comm_world *w, double start_s)
+{
+    bool launched = started_by_launcher();
+    if (launched) {
+        guard_open(start_s);
+        /* No rank outlives the launcher's daemon on its host. */
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+    }
+    comm_world_open(w, launched);
+    if (launched) guard_close();
     if (w->size > 1) {
         char prefix[96];
         snprintf(prefix, sizeof prefix, "%d@%s", w->rank, w->host);
@@ -33,8 +112,39 @@ void boot_open(struct comm_world *w)
     refuse_singletons(w);
 }
 
+bool boot_yields(void)
+{
+    const char *yields = getenv("OMPI_MCA_mpi_yield_when_idle");
+    return yields && atoi(yields) != 0;
+}
+
+enum status boot_watch(const struct comm_world *w, const struct options *o, int group, struct reason *why)
+{
+    enum { MARGIN_S = 2, LINGER_MAX_S = 30 };
+    enum status mine = o->log_dir ? logfile_open(o->log_dir, w, why) : STATUS_OK;
+    enum status status = (enum status)comm_world_max((int)mine);
+    if (mine != STATUS_OK && w->rank != 0) LOG_WARN("%s", why->text);
+    if (status != STATUS_OK && mine == STATUS_OK)
+        status_fail(why, status, "--log-dir %s: another rank could not make its file there", o->log_dir);
+    if (status != STATUS_OK || group == 0) return status;
+    failure_open(o, w);
+    double linger = boot_mpirun_notices_s() > 0 ? boot_mpirun_notices_s() + MARGIN_S : 0;
+    struct heartbeat_options h = {
+        .silence_s = o->peer_timeout,
+        .watchdog_s = o->watchdog,
+        .start_s = o->start_timeout,
+        .linger_s = linger < LINGER_MAX_S ? linger : 0,
+        .group = group,
+        .record = failure_record,
+        .print = failure_print,
+    };
+    heartbeat_open(w, &h);
+    return STATUS_OK;
+}
+
 int boot_close(int exit_code)
 {
+    heartbeat_close();
     comm_world_close();
     return exit_code;
 }

@@ -54,27 +54,22 @@ static bool told_help(int argc, char **argv)
     return true;
 }
 
-static int run(const struct command *c, int argc, char **argv, const struct comm_world *w)
+static int run(const struct command *c, const struct options *o, const struct comm_world *w)
 {
-    struct options o;
     struct reason why;
-    int code = EXIT_CODE_OK;
-    enum status status = options_parse(&o, c->bit, argc, argv, 2, &why);
-    if (status != STATUS_OK) {
-        code = session_fail(w, status, &why);
-    } else if (o.help) {
+    if (o->help) {
         if (w->rank == 0) {
             printf("retro %s: %s\n", c->name, c->what);
             options_print_help(stdout, c->bit);
         }
-    } else {
-        enum log_level level = (enum log_level)o.log_level;
-        /* One rank tells how it goes, all tell what is wrong. */
-        log_set_level(w->rank != 0 && level == LOG_LEVEL_INFO ? LOG_LEVEL_WARN : level);
-        if (c->ranks || w->rank == 0) code = c->run(&o, w);
+        return EXIT_CODE_OK;
     }
-    options_close(&o);
-    return code;
+    enum log_level level = (enum log_level)o->log_level;
+    /* One rank tells how it goes, all tell what is wrong; in files all tell everything. */
+    log_set_level(w->rank != 0 && level == LOG_LEVEL_INFO && !o->log_dir ? LOG_LEVEL_WARN : level);
+    enum status status = boot_watch(w, o, c->ranks ? session_group_size(o, w) : 0, &why);
+    if (status != STATUS_OK) return session_fail(w, status, &why);
+    return c->ranks || w->rank == 0 ? c->run(o, w) : EXIT_CODE_OK;
 }
 
 int main(int argc, char **argv)
@@ -90,6 +85,13 @@ int main(int argc, char **argv)
         return EXIT_CODE_OPTION;
     }
     struct comm_world w;
-    boot_open(&w);
-    return boot_close(run(c, argc, argv, &w));
+    struct options o;
+    struct reason why;
+    enum status status = options_parse(&o, c->bit, argc, argv, 2, &why);
+    /* The others have the same arguments: rank 0 speaks for all. */
+    boot_open(&w, o.start_timeout);
+    int code = status == STATUS_OK ? run(c, &o, &w) : session_fail(&w, status, &why);
+    code = boot_close(code);
+    options_close(&o);
+    return code;
 }

@@ -16,8 +16,7 @@ int session_fail(const struct comm_world *w, enum status status, const struct re
     return status_exit_code(status);
 }
 
-/* Ranks of one replica; 0 when the world is not tp x dp. The same on every rank. */
-static int group_size(const struct options *o, const struct comm_world *w)
+int session_group_size(const struct options *o, const struct comm_world *w)
 {
     if (o->tp == OPTIONS_UNSET) return w->size % o->dp == 0 ? w->size / o->dp : 0;
     return (long)o->tp * o->dp == w->size ? o->tp : 0;
@@ -28,7 +27,7 @@ static enum status check_world(const struct session *s, struct reason *why)
     const struct options *o = s->options;
     int ranks = s->world.size;
     const char *were = ranks == 1 ? " was" : "s were";
-    if (group_size(o, &s->world) > 0) {
+    if (session_group_size(o, &s->world) > 0) {
         if (o->dp == 1) return STATUS_OK;
         return status_fail(why, STATUS_BAD_OPTION,
                            "--dp %d: this command has one sequence and cannot use replicas; leave --dp out "
@@ -66,7 +65,7 @@ enum status session_prepare(struct session *s, const struct options *o, const st
 {
     *s = (struct session){.world = *w, .options = o, .window = o->policy == POLICY_RETRO ? o->window : 1};
     progress_enter(PROGRESS_PREPARE);
-    int n_ranks = group_size(o, w);
+    int n_ranks = session_group_size(o, w);
     s->comm = comm_open(w, n_ranks > 0 ? n_ranks : w->size);
     enum status status = check_world(s, why); /* the same on every rank: groups have no other way to agree */
     if (status != STATUS_OK || w->rank != 0) return status;

@@ -36,6 +36,9 @@ enum status session_load(struct session *s, int context, int n_slots, struct rea
 /* Collective; ends engine_follow on the followers. */
 void session_close(struct session *s);
 
+/* Ranks of one replica by --tp and --dp; 0 when the world is not tp x dp. The same on every rank. */
+int session_group_size(const struct options *o, const struct comm_world *w);
+
 /* Prints one error line on rank 0 and gives the status's exit code. */
 int session_fail(const struct comm_world *w, enum status status, const struct reason *why);
 

@@ -11,26 +11,40 @@
 static enum log_level level_max = LOG_LEVEL_INFO;
 static char prefix[64];
 static void (*die_hook)(int);
+static void (*log_sink)(enum log_level, const char *);
+static bool on_terminal = true;
+static char cause[1024];
+static atomic_flag cause_taken = ATOMIC_FLAG_INIT;
+
+enum { TEXT_MAX = 1920 };
+
+/* The text of a line, cut at TEXT_MAX. A file name or a library's message may hold line breaks; one call stays
+ * one line. */
+static void make_text(char text[TEXT_MAX], const char *format, va_list ap, const char *tail)
+{
+    int n = vsnprintf(text, TEXT_MAX, format, ap);
+    if (n < 0) n = 0;
+    if (tail && n < TEXT_MAX) snprintf(text + n, TEXT_MAX - (size_t)n, ": %s", tail);
+    for (char *c = text; *c; c++)
+        if ((unsigned char)*c < 0x20 || *c == 0x7f) *c = ' ';
+}
 
 /* One write(2) a line, so that lines of several ranks on one terminal do not mix. */
-static void write_line(const char *tag, const char *format, va_list ap, const char *tail)
+static void write_line(enum log_level level, const char *text)
 {
-    char line[2048];
-    size_t n = (size_t)snprintf(line, sizeof line, "retro%s%s%s: %s", prefix[0] ? "[" : "", prefix,
-                                prefix[0] ? "]" : "", tag);
-    int body = vsnprintf(line + n, sizeof line - n, format, ap);
-    if (body > 0) n += (size_t)body < sizeof line - n ? (size_t)body : sizeof line - n - 1;
-    if (tail && n < sizeof line - 1) {
-        int more = snprintf(line + n, sizeof line - n, ": %s", tail);
-        if (more > 0) n += (size_t)more < sizeof line - n ? (size_t)more : sizeof line - n - 1;
-    }
-    if (n > sizeof line - 2) n = sizeof line - 2;
-    /* A file name or a library's message may hold line breaks; one call stays one line. */
-    for (size_t i = 0; i < n; i++)
-        if ((unsigned char)line[i] < 0x20 || line[i] == 0x7f) line[i] = ' ';
-    line[n++] = '\n';
-    ssize_t written = write(STDERR_FILENO, line, n);
+    static const char *const tags[LOG_LEVEL_COUNT] = {"error: ", "warning: ", "", "debug: "};
+    if (log_sink) log_sink(level, text);
+    if (!on_terminal) return;
+    char line[TEXT_MAX + 96];
+    int n = snprintf(line, sizeof line, "retro%s%s%s: %s%s\n", prefix[0] ? "[" : "", prefix,
+                     prefix[0] ? "]" : "", tags[level], text);
+    ssize_t written = write(STDERR_FILENO, line, (size_t)n);
     (void)written; /* nowhere left to report it */
+}
+
+static void keep_cause(const char *text)
+{
+    if (!atomic_flag_test_and_set(&cause_taken)) snprintf(cause, sizeof cause, "%s", text);
 }
 
 /* The first cause ends the job. A thread that fails meanwhile leaves it the time to do so; a hook that fails
@@ -50,22 +64,36 @@ static _Noreturn void end_job(int exit_code)
 
 void die_at(const char *file, int line, int exit_code, const char *hint, const char *format, ...)
 {
+    char text[TEXT_MAX];
     va_list ap;
     va_start(ap, format);
-    write_line("error: ", format, ap, hint);
+    make_text(text, format, ap, hint);
     va_end(ap);
+    keep_cause(text);
+    write_line(LOG_LEVEL_ERROR, text);
     if (level_max >= LOG_LEVEL_DEBUG) log_line(LOG_LEVEL_DEBUG, "raised at %s:%d", file, line);
     end_job(exit_code);
 }
 
 void die_assert(const char *file, int line, const char *condition)
 {
-    log_line(LOG_LEVEL_ERROR, "bug: %s:%d: assertion failed: %s (please report this line)", file, line,
+    char text[TEXT_MAX];
+    snprintf(text, sizeof text, "bug: %s:%d: assertion failed: %s (please report this line)", file, line,
              condition);
+    keep_cause(text);
+    write_line(LOG_LEVEL_ERROR, text);
     end_job(EXIT_CODE_BUG);
 }
 
 void die_set_hook(void (*hook)(int exit_code)) { die_hook = hook; }
+
+const char *die_cause(void) { return cause; }
+
+void log_set_sink(void (*sink)(enum log_level level, const char *text), bool terminal)
+{
+    log_sink = sink;
+    on_terminal = terminal;
+}
 
 void log_set_level(enum log_level level) { level_max = level; }
 
@@ -73,10 +101,11 @@ void log_set_prefix(const char *text) { snprintf(prefix, sizeof prefix, "%s", te
 
 void log_line(enum log_level level, const char *format, ...)
 {
-    static const char *const tags[LOG_LEVEL_COUNT] = {"error: ", "warning: ", "", "debug: "};
     if (level > level_max) return;
+    char text[TEXT_MAX];
     va_list ap;
     va_start(ap, format);
-    write_line(tags[level], format, ap, NULL);
+    make_text(text, format, ap, NULL);
     va_end(ap);
+    write_line(level, text);
 }

@@ -9,6 +9,8 @@
 #ifndef RETRO_BASE_DIE_H
 #define RETRO_BASE_DIE_H
 
+#include <stdbool.h>
+
 enum exit_code {
     EXIT_CODE_OK = 0,
     EXIT_CODE_BUG = 1,
@@ -40,10 +42,15 @@ _Noreturn void die_assert(const char *file, int line, const char *condition);
 
 /* Called once with the final exit code after the line was printed; must not return. Default: exit(code). */
 void die_set_hook(void (*hook)(int exit_code));
+/* What the first DIE or ASSERT of this process said, without prefix and level; "" before. */
+const char *die_cause(void);
 
 void log_set_level(enum log_level level);
 /* The prefix of every line, for example "3@node7"; copied (cut at 63 bytes); "" for none. */
 void log_set_prefix(const char *prefix);
+/* Every line that the level lets through also goes to `sink`, without prefix and level, from any thread; to
+ * standard error only when `terminal`. */
+void log_set_sink(void (*sink)(enum log_level level, const char *text), bool terminal);
 void log_line(enum log_level level, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
 #endif

@@ -43,3 +43,9 @@ int64_t hostmem_available(void)
     if (v1 < available) available = v1;
     return available;
 }
+
+int64_t hostmem_oom_kills(void)
+{
+    int64_t n = read_number("/proc/vmstat", "oom_kill ");
+    return n > 0 ? n : 0;
+}

@@ -8,4 +8,8 @@
  * as free. */
 int64_t hostmem_available(void);
 
+/* How many processes of this host the kernel has killed for lack of memory since it booted; 0 when it does not
+ * tell. */
+int64_t hostmem_oom_kills(void);
+
 #endif

@@ -261,7 +261,7 @@ int main(int argc, char **argv)
         if (!sscanf(argv[first], "slots=%d", &slots) && !sscanf(argv[first], "context=%d", &context) &&
             !sscanf(argv[first], "rows=%d", &rows) && !sscanf(argv[first], "queue=%d", &queue))
             DIE(EXIT_CODE_OPTION, NULL, "%s: no such setting", argv[first]);
-    boot_open(&w);
+    boot_open(&w, 60);
     log_set_level(LOG_LEVEL_WARN);
     enum status status = options_parse(&o, CMD_GENERATE, argc, argv, first + 1, &why);
     if (status != STATUS_OK) DIE(EXIT_CODE_OPTION, NULL, "%s", why.text);
