@@ -1,0 +1,239 @@
+#include "runtime/api.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+
+#include "runtime/api_parts.h"
+#include "runtime/base/die.h"
+
+struct api *api_open(const struct api_options *o)
+{
+    struct api *a = buffer_zeroed(1, sizeof *a);
+    a->o = *o;
+    a->model = strdup(o->model);
+    if (!a->model) DIE(EXIT_CODE_MEMORY, NULL, "no memory for the API");
+    a->o.model = a->model;
+    a->trie = grammar_trie_open(o->tokenizer, o->vocab);
+    pthread_mutex_init(&a->lock, NULL);
+    return a;
+}
+
+void api_close(struct api *a)
+{
+    if (!a) return;
+    api_drop_schemas(a);
+    grammar_trie_close(a->trie);
+    pthread_mutex_destroy(&a->lock);
+    free(a->model);
+    free(a);
+}
+
+const char *api_model(const struct api *a) { return a->model; }
+int api_context(const struct api *a) { return a->o.context; }
+
+/* ---- errors */
+
+static void set(struct api_error *e, int http, const char *code, const char *param, const char *format,
+                va_list args)
+{
+    *e = (struct api_error){.http = http, .code = code};
+    e->type = http == 401   ? "authentication_error"
+              : http == 429 ? "rate_limit_error"
+              : http >= 500 ? "server_error"
+                            : "invalid_request_error";
+    snprintf(e->param, sizeof e->param, "%s", param ? param : "");
+    vsnprintf(e->reason.text, sizeof e->reason.text, format, args);
+}
+
+void api_error_set(struct api_error *e, int http, const char *code, const char *param, const char *format,
+                   ...)
+{
+    va_list args;
+    va_start(args, format);
+    set(e, http, code, param, format, args);
+    va_end(args);
+}
+
+void api_fail(struct api_parse *p, const char *param, const char *format, ...)
+{
+    if (p->failed) return;
+    p->failed = true;
+    va_list args;
+    va_start(args, format);
+    set(p->error, 400, NULL, param, format, args);
+    va_end(args);
+}
+
+void api_error_from_status(struct api_error *e, enum status status, const struct reason *why)
+{
+    switch (status) {
+    case STATUS_QUEUE_FULL: api_error_set(e, 429, "queue_full", NULL, "%s", why->text); break;
+    case STATUS_DRAINING: api_error_set(e, 503, "shutting_down", NULL, "%s", why->text); break;
+    case STATUS_TOO_LONG: api_error_set(e, 400, "context_length_exceeded", NULL, "%s", why->text); break;
+    default: api_error_set(e, 400, NULL, NULL, "%s", why->text);
+    }
+}
+
+void api_error_write(const struct api_error *e, struct buffer *out)
+{
+    api_write_format(out, "{\"error\": {\"message\": ");
+    api_write_text(out, e->reason.text, strlen(e->reason.text));
+    api_write_format(out, ", \"type\": \"%s\", \"param\": ", e->type);
+    if (e->param[0]) api_write_text(out, e->param, strlen(e->param));
+    else api_write_format(out, "null");
+    if (e->code) api_write_format(out, ", \"code\": \"%s\"}}", e->code);
+    else api_write_format(out, ", \"code\": null}}");
+}
+
+/* ---- bodies */
+
+bool api_load(const char *body, size_t n, json_t **out, struct api_error *e)
+{
+    json_error_t at;
+    *out = json_loadb(body, n, JSON_REJECT_DUPLICATES, &at);
+    if (!*out) {
+        api_error_set(e, 400, "invalid_json", NULL, "the body is not JSON: %s (line %d, column %d)", at.text,
+                      at.line, at.column);
+        return false;
+    }
+    if (json_is_object(*out)) return true;
+    api_error_set(e, 400, "invalid_json", NULL, "the body must be a JSON object");
+    json_decref(*out);
+    *out = NULL;
+    return false;
+}
+
+bool api_is_model(const struct api *a, const json_t *name, struct api_error *e)
+{
+    if (!json_is_string(name)) {
+        api_error_set(e, 400, NULL, "model", "model: a string is needed: the name of the model, %s",
+                      a->model);
+        return false;
+    }
+    if (strcmp(json_string_value(name), a->model) == 0) return true;
+    api_error_set(e, 404, "model_not_found", "model", "model: this server serves \"%s\", not \"%.100s\"",
+                  a->model, json_string_value(name));
+    return false;
+}
+
+/* A seed for who does not give one: different every time. */
+static uint64_t fresh_seed(void)
+{
+    uint64_t seed;
+    if (getrandom(&seed, sizeof seed, 0) != sizeof seed) DIE(EXIT_CODE_BUG, NULL, "getrandom gave nothing");
+    return seed;
+}
+
+static void check_together(struct api_parse *p)
+{
+    struct api_request *r = p->r;
+    if (p->failed) return;
+    if (r->n_prompts == 0)
+        api_fail(p, r->endpoint == API_CHAT ? "messages" : "prompt", "%s is missing",
+                 r->endpoint == API_CHAT ? "messages" : "prompt");
+    if (r->n_prompts * r->n > SERVICE_CHOICES_MAX)
+        api_fail(p, "n", "n: %d prompts with %d choices each are over %d", r->n_prompts, r->n,
+                 SERVICE_CHOICES_MAX);
+    if (p->best_of && p->best_of != r->n)
+        api_fail(p, "best_of", "best_of: is supported only where it equals n (%d)", r->n);
+    if (r->endpoint == API_CHAT) {
+        if (p->top_given && !p->logprobs)
+            api_fail(p, "top_logprobs", "top_logprobs: needs \"logprobs\": true");
+        if (p->logprobs) r->n_top = p->n_top;
+    }
+    if (r->include_usage && !r->stream)
+        api_fail(p, "stream_options", "stream_options: needs \"stream\": true");
+    if (r->echo && r->n_top >= 0) api_fail(p, "echo", "echo: is not supported together with logprobs");
+    if (r->echo && r->grammar) api_fail(p, "echo", "echo: is not supported together with response_format");
+    if (r->grammar && r->ignore_eos)
+        api_fail(p, "ignore_eos", "ignore_eos: is not supported together with response_format");
+    if (r->policy.window > 1 && r->policy.kind != POLICY_RETRO) r->policy.window = 1;
+}
+
+static struct api_request *fresh_request(const struct api *a, enum api_endpoint endpoint)
+{
+    struct api_request *r = buffer_zeroed(1, sizeof *r);
+    r->endpoint = endpoint;
+    r->n = 1;
+    r->n_top = -1;
+    r->max_tokens = endpoint == API_COMPLETIONS ? 16 : 0; /* OpenAI's defaults */
+    r->sampling =
+        (struct sampling){.temperature = 1, .top_p = 1, .repetition_penalty = 1, .seed = fresh_seed()};
+    r->policy = a->o.policy;
+    return r;
+}
+
+bool api_parse_json(struct api *a, enum api_endpoint endpoint, const json_t *body, struct api_request **out,
+                    struct api_error *e)
+{
+    *out = NULL;
+    if (!json_is_object(body)) {
+        api_error_set(e, 400, "invalid_json", NULL, "the body must be a JSON object");
+        return false;
+    }
+    if (!api_is_model(a, json_object_get(body, "model"), e)) return false;
+    struct api_request *r = fresh_request(a, endpoint);
+    struct api_parse p = {.api = a, .r = r, .body = body, .error = e};
+    api_read_fields(&p);
+    check_together(&p);
+    if (p.failed) api_request_free(r);
+    else *out = r;
+    return !p.failed;
+}
+
+bool api_parse(struct api *a, enum api_endpoint endpoint, const char *body, size_t n,
+               struct api_request **out, struct api_error *e)
+{
+    json_t *json;
+    *out = NULL;
+    if (!api_load(body, n, &json, e)) return false;
+    bool good = api_parse_json(a, endpoint, json, out, e);
+    json_decref(json);
+    return good;
+}
+
+void api_request_free(struct api_request *r)
+{
+    if (!r) return;
+    for (int i = 0; i < r->n_prompts; i++) {
+        token_list_free(&r->prompt[i]);
+        if (r->prompt_text) free(r->prompt_text[i]);
+    }
+    for (int i = 0; i < r->n_stop; i++) free(r->stop[i]);
+    free(r->prompt);
+    free(r->prompt_text);
+    free(r->bias);
+    grammar_drop(r->grammar);
+    free(r);
+}
+
+void api_request_service(struct api *a, const struct api_request *r, int prompt, struct service_request *out)
+{
+    *out = (struct service_request){
+        .prompt = r->prompt[prompt].ids,
+        .n_prompt = (int)r->prompt[prompt].n_ids,
+        .policy = r->policy,
+        .sampling = r->sampling,
+        .n_choices = r->n,
+        .max_tokens = r->max_tokens,
+        .ignore_eos = r->ignore_eos,
+        .stop_token = r->stop_token,
+        .n_stop_tokens = r->n_stop_tokens,
+        .stop = (const char *const *)r->stop,
+        .n_stop = r->n_stop,
+        .keep_special = r->keep_special,
+        .want_logits = r->n_top >= 0,
+        .priority = r->priority,
+    };
+    if (r->grammar)
+        out->constraint = grammar_constraint_open(r->grammar, a->trie, a->o.tokenizer, a->o.eos, a->o.n_eos);
+}
+
+void api_constraint_free(struct service_request *q)
+{
+    if (q->constraint) q->constraint->table->free(q->constraint);
+    q->constraint = NULL;
+}

@@ -1,0 +1,347 @@
+/* api_answer.c - what a client hears of a request: collected into one response, or as server-sent events (HTML's
+ * event stream, one "data:" line and an empty line each), in OpenAI's objects. A stream that the shutdown cuts off ends
+ * with an error event and without [DONE]. */
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "runtime/api_parts.h"
+#include "runtime/base/die.h"
+
+struct written { /* one choice */
+    struct buffer text;
+    /* Log-probabilities as JSON list items. Chat: all in `content`. Completions: one list each. */
+    struct buffer content, token, logprob, top, offset;
+    int n_chars; /* of the text so far, for the offsets */
+    bool begun;
+    struct buffer end; /* "finish_reason" and "stop_reason" as JSON fields */
+};
+
+struct api_answer {
+    const struct api *api;
+    const struct api_request *r;
+    char *id;
+    int64_t created;
+    struct buffer head;         /* of an event, up to the number of its choice */
+    struct written *choice;     /* (n_prompts * n) */
+    int n_left;                 /* prompts that are not done */
+    bool cut;                   /* by the shutdown */
+    struct service_usage usage; /* sums */
+    double kv_read;             /* sum of share * tokens */
+};
+
+static bool is_chat(const struct api_answer *w) { return w->r->endpoint == API_CHAT; }
+
+struct api_answer *api_answer_open(const struct api *a, const struct api_request *r, const char *id,
+                                   int64_t created)
+{
+    struct api_answer *w = buffer_zeroed(1, sizeof *w);
+    w->api = a;
+    w->r = r;
+    w->created = created;
+    w->n_left = r->n_prompts;
+    w->choice = buffer_zeroed((size_t)(r->n_prompts * r->n), sizeof *w->choice);
+    w->id = strdup(id);
+    if (!w->id) DIE(EXIT_CODE_MEMORY, NULL, "no memory for an answer");
+    api_write_format(&w->head, "\"id\": \"%.100s\", \"object\": \"%s\", \"created\": %lld, \"model\": ", id,
+                     !is_chat(w) ? "text_completion"
+                     : r->stream ? "chat.completion.chunk"
+                                 : "chat.completion",
+                     (long long)created);
+    api_write_text(&w->head, a->model, strlen(a->model));
+    for (int i = 0; r->echo && i < r->n_prompts * r->n; i++) {
+        const char *text = r->prompt_text[i / r->n];
+        buffer_append_string(&w->choice[i].text, text);
+        for (const char *c = text; *c; c++) w->choice[i].n_chars += (*c & 0xc0) != 0x80;
+    }
+    return w;
+}
+
+void api_answer_close(struct api_answer *w)
+{
+    if (!w) return;
+    for (int i = 0; i < w->r->n_prompts * w->r->n; i++) {
+        struct written *c = &w->choice[i];
+        buffer_free(&c->text);
+        buffer_free(&c->content);
+        buffer_free(&c->token);
+        buffer_free(&c->logprob);
+        buffer_free(&c->top);
+        buffer_free(&c->offset);
+        buffer_free(&c->end);
+    }
+    buffer_free(&w->head);
+    free(w->choice);
+    free(w->id);
+    free(w);
+}
+
+/* ---- log-probabilities */
+
+/* A token's bytes; the name of a special token. *owned is to be freed. */
+static const char *bytes_of(const struct api_answer *w, int32_t id, size_t *n, char **owned)
+{
+    const char *bytes = tokenizer_bytes(w->api->o.tokenizer, id, n);
+    *owned = NULL;
+    if (bytes) return bytes;
+    if (tokenizer_decode(w->api->o.tokenizer, &id, 1, false, owned, n, NULL) == STATUS_OK) return *owned;
+    *n = 0;
+    return "";
+}
+
+/* JSON knows no infinity; OpenAI writes the same number. */
+static double written_logprob(float logprob) { return isfinite(logprob) ? (double)logprob : -9999.0; }
+
+static void write_chat_logprob(const struct api_answer *w, struct buffer *out, int32_t id, float logprob)
+{
+    size_t n;
+    char *owned;
+    const char *bytes = bytes_of(w, id, &n, &owned);
+    api_write_format(out, "{\"token\": ");
+    api_write_text(out, bytes, n);
+    api_write_format(out, ", \"logprob\": %.8g, \"bytes\": [", written_logprob(logprob));
+    for (size_t i = 0; i < n; i++) api_write_format(out, i ? ", %d" : "%d", (unsigned char)bytes[i]);
+    api_write_format(out, "]");
+    free(owned);
+}
+
+static void comma(struct buffer *b)
+{
+    if (b->n) buffer_append(b, ", ", 2);
+}
+
+static void add_chat_logprobs(const struct api_answer *w, struct written *c, int32_t id, float logprob,
+                              const struct sampler_logprob *top, int n_top)
+{
+    comma(&c->content);
+    write_chat_logprob(w, &c->content, id, logprob);
+    api_write_format(&c->content, ", \"top_logprobs\": [");
+    for (int i = 0; i < n_top; i++) {
+        if (i) buffer_append(&c->content, ", ", 2);
+        write_chat_logprob(w, &c->content, top[i].token, top[i].logprob);
+        buffer_append(&c->content, "}", 1);
+    }
+    api_write_format(&c->content, "]}");
+}
+
+static void add_completion_logprobs(const struct api_answer *w, struct written *c, int32_t id, float logprob,
+                                    const struct sampler_logprob *top, int n_top)
+{
+    size_t n;
+    char *owned;
+    const char *bytes = bytes_of(w, id, &n, &owned);
+    comma(&c->token);
+    api_write_text(&c->token, bytes, n);
+    free(owned);
+    comma(&c->logprob);
+    api_write_format(&c->logprob, "%.8g", written_logprob(logprob));
+    comma(&c->offset);
+    api_write_format(&c->offset, "%d", c->n_chars);
+    comma(&c->top);
+    buffer_append(&c->top, "{", 1);
+    for (int i = 0; i < n_top; i++) {
+        if (i) buffer_append(&c->top, ", ", 2);
+        bytes = bytes_of(w, top[i].token, &n, &owned);
+        api_write_text(&c->top, bytes, n);
+        api_write_format(&c->top, ": %.8g", written_logprob(top[i].logprob));
+        free(owned);
+    }
+    buffer_append(&c->top, "}", 1);
+}
+
+static void add_logprobs(const struct api_answer *w, struct written *c, const struct service_token *t)
+{
+    enum { TOP_MAX = 20 };
+    struct sampler_logprob top[TOP_MAX];
+    int vocab = w->api->o.vocab, n_top = w->r->n_top < vocab ? w->r->n_top : vocab;
+    float logprob = sampler_logprobs(vocab, t->logits, t->id, top, n_top);
+    if (is_chat(w)) add_chat_logprobs(w, c, t->id, logprob, top, n_top);
+    else add_completion_logprobs(w, c, t->id, logprob, top, n_top);
+}
+
+/* The lists so far as the value of "logprobs", and empty again. */
+static void write_logprobs(const struct api_answer *w, struct written *c, struct buffer *out)
+{
+    if (w->r->n_top < 0) {
+        api_write_format(out, "null");
+        return;
+    }
+    if (is_chat(w)) {
+        api_write_format(out, "{\"content\": [");
+        buffer_append(out, c->content.bytes, c->content.n);
+        api_write_format(out, "], \"refusal\": null}");
+    } else {
+        struct buffer *list[] = {&c->token, &c->logprob, &c->top, &c->offset};
+        static const char *const name[] = {"tokens", "token_logprobs", "top_logprobs", "text_offset"};
+        for (int i = 0; i < 4; i++) {
+            api_write_format(out, "%s\"%s\": ", i ? ", " : "{", name[i]);
+            if (i == 2 && w->r->n_top == 0) { /* no alternatives were asked for */
+                api_write_format(out, "null");
+                continue;
+            }
+            buffer_append(out, "[", 1);
+            buffer_append(out, list[i]->bytes, list[i]->n);
+            buffer_append(out, "]", 1);
+        }
+        buffer_append(out, "}", 1);
+        c->token.n = c->logprob.n = c->top.n = c->offset.n = 0;
+    }
+    c->content.n = 0;
+}
+
+/* ---- events */
+
+/* One event of one choice: text (a delta, and the role first) and, at its end, why. */
+static void write_event(struct api_answer *w, int i, const char *text, size_t n, bool role,
+                        struct buffer *out)
+{
+    struct written *c = &w->choice[i];
+    api_write_format(out, "data: {");
+    buffer_append(out, w->head.bytes, w->head.n);
+    api_write_format(out, ", \"choices\": [{\"index\": %d, ", i);
+    if (is_chat(w)) {
+        api_write_format(out, "\"delta\": {%s", role ? "\"role\": \"assistant\", " : "");
+        if (c->end.n == 0 || n > 0) {
+            api_write_format(out, "\"content\": ");
+            api_write_text(out, text, n);
+        }
+        api_write_format(out, "}");
+    } else {
+        api_write_format(out, "\"text\": ");
+        api_write_text(out, text, n);
+    }
+    api_write_format(out, ", \"logprobs\": ");
+    if (role || (is_chat(w) ? c->content.n : c->token.n) == 0) api_write_format(out, "null");
+    else write_logprobs(w, c, out);
+    buffer_append(out, ", ", 2);
+    if (c->end.n) buffer_append(out, c->end.bytes, c->end.n);
+    else api_write_format(out, "\"finish_reason\": null");
+    api_write_format(out, "}]%s}\n\n", w->r->include_usage ? ", \"usage\": null" : "");
+}
+
+static void begin(struct api_answer *w, int i, struct buffer *out)
+{
+    struct written *c = &w->choice[i];
+    if (c->begun || !w->r->stream) return;
+    c->begun = true;
+    if (is_chat(w)) write_event(w, i, "", 0, true, out);
+    else if (w->r->echo) write_event(w, i, c->text.bytes, c->text.n, false, out);
+}
+
+void api_answer_token(struct api_answer *w, int prompt, const struct service_token *t, struct buffer *out)
+{
+    int i = prompt * w->r->n + t->choice;
+    struct written *c = &w->choice[i];
+    begin(w, i, out);
+    if (w->r->n_top >= 0) add_logprobs(w, c, t);
+    for (size_t k = 0; k < t->n_text; k++) c->n_chars += (t->text[k] & 0xc0) != 0x80;
+    if (!w->r->stream) buffer_append(&c->text, t->text, t->n_text);
+    else if (t->n_text > 0 || w->r->n_top >= 0) write_event(w, i, t->text, t->n_text, false, out);
+}
+
+void api_answer_end(struct api_answer *w, int prompt, const struct service_end *e, struct buffer *out)
+{
+    int i = prompt * w->r->n + e->choice;
+    struct written *c = &w->choice[i];
+    if (e->reason != SERVICE_FINISH_STOP && e->reason != SERVICE_FINISH_LENGTH) {
+        w->cut = true;
+        return;
+    }
+    begin(w, i, out);
+    if (!w->r->stream) buffer_append(&c->text, e->text, e->n_text);
+    else if (is_chat(w) && e->n_text) write_event(w, i, e->text, e->n_text, false, out);
+    api_write_format(&c->end, "\"finish_reason\": \"%s\", \"stop_reason\": ", service_finish_name(e->reason));
+    if (e->stop_text) api_write_text(&c->end, e->stop_text, strlen(e->stop_text));
+    else if (e->stop_token >= 0) api_write_format(&c->end, "%d", e->stop_token);
+    else api_write_format(&c->end, "null");
+    if (w->r->stream) write_event(w, i, e->text, is_chat(w) ? 0 : e->n_text, false, out);
+}
+
+static void write_usage(const struct api_answer *w, struct buffer *out)
+{
+    const struct service_usage *u = &w->usage;
+    double exposure =
+        u->pages_loaded ? (double)(u->pages_loaded + u->pages_met) / (double)u->pages_loaded : 1;
+    api_write_format(out,
+                     "\"usage\": {\"prompt_tokens\": %d, \"completion_tokens\": %d, \"total_tokens\": %d, "
+                     "\"prompt_tokens_details\": {\"cached_tokens\": %d}, ",
+                     u->n_prompt, u->n_completion, u->n_prompt + u->n_completion, u->n_cached);
+    api_write_format(out,
+                     "\"retro\": {\"exposure\": %.6g, \"pages_loaded\": %lld, \"pages_met\": %lld, "
+                     "\"kv_read_share\": %.6g, \"preempted\": %d, ",
+                     exposure, (long long)u->pages_loaded, (long long)u->pages_met,
+                     u->n_completion ? w->kv_read / u->n_completion : 1.0, u->n_preempted);
+    api_write_format(out, "\"queue_ms\": %.3f, \"prefill_ms\": %.3f, \"decode_ms\": %.3f}}",
+                     (double)u->queue_us * 1e-3, (double)u->prefill_us * 1e-3, (double)u->decode_us * 1e-3);
+}
+
+static void shutdown_error(struct api_error *e)
+{
+    api_error_set(e, 503, "shutting_down", NULL, "the server is shutting down: the answer was cut off");
+}
+
+bool api_answer_done(struct api_answer *w, int prompt, const struct service_usage *u, struct buffer *out)
+{
+    struct service_usage *sum = &w->usage;
+    (void)prompt;
+    sum->n_prompt += u->n_prompt;
+    sum->n_completion += u->n_completion;
+    sum->n_cached += u->n_cached;
+    sum->pages_loaded += u->pages_loaded;
+    sum->pages_met += u->pages_met;
+    sum->n_preempted += u->n_preempted;
+    w->kv_read += u->kv_read_share * u->n_completion;
+    /* Several prompts run side by side: the slowest counts. */
+    if (u->queue_us > sum->queue_us) sum->queue_us = u->queue_us;
+    if (u->prefill_us > sum->prefill_us) sum->prefill_us = u->prefill_us;
+    if (u->decode_us > sum->decode_us) sum->decode_us = u->decode_us;
+    if (--w->n_left > 0) return false;
+    if (!w->r->stream) return true;
+    if (w->cut) {
+        struct api_error e;
+        shutdown_error(&e);
+        api_write_format(out, "data: ");
+        api_error_write(&e, out);
+        api_write_format(out, "\n\n");
+        return true;
+    }
+    if (w->r->include_usage) {
+        api_write_format(out, "data: {");
+        buffer_append(out, w->head.bytes, w->head.n);
+        api_write_format(out, ", \"choices\": [], ");
+        write_usage(w, out);
+        api_write_format(out, "}\n\n");
+    }
+    api_write_format(out, "data: [DONE]\n\n");
+    return true;
+}
+
+bool api_answer_write(struct api_answer *w, struct buffer *out, struct api_error *e)
+{
+    ASSERT(w->n_left == 0);
+    if (w->cut) {
+        shutdown_error(e);
+        return false;
+    }
+    buffer_append(out, "{", 1);
+    buffer_append(out, w->head.bytes, w->head.n);
+    api_write_format(out, ", \"choices\": [");
+    for (int i = 0; i < w->r->n_prompts * w->r->n; i++) {
+        struct written *c = &w->choice[i];
+        api_write_format(out, "%s{\"index\": %d, ", i ? ", " : "", i);
+        if (is_chat(w)) api_write_format(out, "\"message\": {\"role\": \"assistant\", \"content\": ");
+        else api_write_format(out, "\"text\": ");
+        api_write_text(out, c->text.bytes, c->text.n);
+        if (is_chat(w)) api_write_format(out, ", \"refusal\": null}");
+        api_write_format(out, ", \"logprobs\": ");
+        write_logprobs(w, c, out);
+        buffer_append(out, ", ", 2);
+        buffer_append(out, c->end.bytes, c->end.n);
+        buffer_append(out, "}", 1);
+    }
+    api_write_format(out, "], ");
+    write_usage(w, out);
+    buffer_append(out, "}", 1);
+    return true;
+}
