@@ -17,6 +17,21 @@ enum status model_files_open(struct model_files *f, const char *dir, struct reas
     return status;
 }
 
+/* configs/shapes/1b, so that `retro bench` needs no folder. */
+static const char default_shape[] =
+    "{\"architectures\": [\"LlamaForCausalLM\"], \"hidden_size\": 2048, \"intermediate_size\": 8192, "
+    "\"num_hidden_layers\": 16, \"num_attention_heads\": 32, \"num_key_value_heads\": 8, "
+    "\"vocab_size\": 32768, \"max_position_embeddings\": 131072, \"rms_norm_eps\": 1e-05, "
+    "\"rope_theta\": 500000.0, \"hidden_act\": \"silu\", \"tie_word_embeddings\": true, "
+    "\"torch_dtype\": \"bfloat16\"}";
+
+enum status model_files_imagine(struct model_files *f, const char *dir, struct reason *why)
+{
+    *f = (struct model_files){0};
+    return dir ? arch_load(&f->arch, dir, why)
+               : arch_parse(&f->arch, default_shape, strlen(default_shape), "the 1B shape", why);
+}
+
 void model_files_close(struct model_files *f)
 {
     tensors_close(f->tensors);
@@ -28,8 +43,7 @@ static enum summary_type summary_for(enum dtype kv)
     return kv == DTYPE_F32 ? SUMMARY_F32 : kv == DTYPE_F16 ? SUMMARY_F16 : SUMMARY_BF16;
 }
 
-static void fill_dims(struct dims *m, const struct arch *a, const struct shard *s,
-                      const struct model_options *o)
+void model_dims(struct dims *m, const struct arch *a, const struct shard *s, const struct model_options *o)
 {
     int context = (o->context + o->block_tokens - 1) / o->block_tokens * o->block_tokens;
     *m = (struct dims){
@@ -153,9 +167,10 @@ enum status model_open(struct model **out, const struct model_files *files, stru
     m->comm = comm;
     shard_make(&m->shard, comm_rank(comm), comm_size(comm), m->arch->n_heads, m->arch->n_kv_heads,
                m->arch->ffn, m->arch->vocab);
+    m->options = *o;
     m->device = o->device;
     m->op = device_ops(m->device);
-    fill_dims(&m->dims, m->arch, &m->shard, o);
+    model_dims(&m->dims, m->arch, &m->shard, o);
 
     struct arena arena;
     arena_count(&arena);
@@ -182,7 +197,8 @@ enum status model_open(struct model **out, const struct model_files *files, stru
     carve(m, &arena, files);
     arena_seal(&arena);
     progress_enter(PROGRESS_LOAD);
-    weights_load(&m->weights, m->device, m->arch, &m->shard, files->tensors, o->progress);
+    if (files->tensors) weights_load(&m->weights, m->device, m->arch, &m->shard, files->tensors, o->progress);
+    else weights_randomize(&m->weights, m->device, m->arch, &m->shard);
     fill_constants(m);
     *out = m;
     return STATUS_OK;
@@ -203,6 +219,30 @@ static void all_reduce(struct model *m, float *buffer, int n_rows)
     m->op->range(m->device, "all_reduce");
     comm_all_reduce(m->comm, buffer, (size_t)n_rows * (size_t)m->dims.D, m->op->stream(m->device));
     m->op->range(m->device, NULL);
+}
+
+struct kv_layer model_layer(const struct model *m, int layer)
+{
+    return (struct kv_layer){
+        .blocks = m->pool + (size_t)layer * m->dims.layer_bytes,
+        .slots = m->slots + (size_t)layer * m->dims.slot_layer_bytes,
+        .layer = layer,
+        .sliding_window = m->arch->slides[layer] ? m->arch->sliding_window : 0,
+    };
+}
+
+void model_fill(struct model *m, const struct batch *b, const float *random)
+{
+    const struct dims *d = &m->dims;
+    m->op->upload(m->device, m->qkv, random,
+                  (size_t)b->n_rows * (size_t)(d->Qr + 2 * d->Kr) * (size_t)d->E * sizeof(float));
+    m->op->rope_table(m->device, m->rope, b, m->inv_freq, m->rope_factor, d);
+    for (int l = 0; l < d->L; l++) {
+        struct kv_layer kv = model_layer(m, l);
+        m->op->rope_store(m->device, m->q, m->qkv, m->rope, m->weights.layer[l].q_norm,
+                          m->weights.layer[l].k_norm, &kv, b, d);
+    }
+    m->op->sync(m->device);
 }
 
 /* Runs an op and says so first, for the one who asks what a rank that hangs was doing. */
@@ -226,12 +266,7 @@ void model_forward(struct model *m, const struct batch *b)
     for (int l = 0; l < dims->L; l++) {
         progress_layer(l);
         const struct layer_weights *lw = &w->layer[l];
-        struct kv_layer kv = {
-            .blocks = m->pool + (size_t)l * dims->layer_bytes,
-            .slots = m->slots + (size_t)l * dims->slot_layer_bytes,
-            .layer = l,
-            .sliding_window = m->arch->slides[l] ? m->arch->sliding_window : 0,
-        };
+        struct kv_layer kv = model_layer(m, l);
         RUN(add_norm, d, m->h, m->x, delta, lw->attn_norm, T, dims); /* h (T,D) */
         RUN(linear, d, m->qkv, m->h, &lw->qkv, lw->qkv_bias, T);     /* qkv (T,(Qr+2Kr)*E) */
         /* Step 1 of ALGORITHM.md: q; K, V and bounds of every row. */

@@ -18,10 +18,13 @@
 /* A model folder, opened and checked, nothing loaded. */
 struct model_files {
     struct arch arch;
-    struct tensors *tensors;
+    struct tensors *tensors; /* NULL: the weights are random numbers */
 };
 
 enum status model_files_open(struct model_files *f, const char *dir, struct reason *why);
+/* Only config.json is read: a model of that shape with random weights. `dir` NULL: the 1B shape of
+ * configs/shapes. */
+enum status model_files_imagine(struct model_files *f, const char *dir, struct reason *why);
 void model_files_close(struct model_files *f);
 
 struct model_options {
@@ -47,6 +50,7 @@ struct model {
     struct probe *probe; /* NULL, or measures attention outputs (probe.h); borrowed */
     struct weights weights;
     struct memplan plan;
+    struct model_options options;
     void *memory; /* the one device allocation */
     size_t memory_bytes;
 
@@ -75,6 +79,9 @@ struct model {
     struct best *best; /* (n_out) */
 };
 
+/* The sizes of one rank's shard. */
+void model_dims(struct dims *m, const struct arch *a, const struct shard *s, const struct model_options *o);
+
 /* Loads this rank's shard. `files` stays open and owned by the caller as long as the model. Does not fit in
  * memory: NO_FIT with one line; every rank of `comm` returns the same status. */
 enum status model_open(struct model **out, const struct model_files *files, struct comm *comm,
@@ -84,5 +91,12 @@ void model_close(struct model *m);
 /* One step over the rows of `b`: new keys and values, output cache and counters in the state; logits and best
  * of b->out_row in scratch. Every rank of the group calls it with the same plan. */
 void model_forward(struct model *m, const struct batch *b);
+
+/* One layer's view of the pools. */
+struct kv_layer model_layer(const struct model *m, int layer);
+
+/* Stores random keys and values of the batch's prompt rows in all layers, for benchmarks; `random` (host)
+ * holds T*(Qr+2Kr)*E numbers of deviation 1. */
+void model_fill(struct model *m, const struct batch *b, const float *random);
 
 #endif

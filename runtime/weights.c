@@ -3,6 +3,7 @@
  * Hugging Face checkpoints of the families in arch.c. */
 #include "runtime/weights.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -10,6 +11,7 @@
 #include "runtime/base/clock.h"
 #include "runtime/base/die.h"
 #include "runtime/base/progress.h"
+#include "runtime/noise.h"
 
 /* One parameter of a checkpoint and where its part goes. A matrix goes to rows [to_row, to_row+n_rows) of
  * `matrix`; a vector's elements [from_row, from_row+n_rows) go to vector[to_row ...]. */
@@ -27,15 +29,17 @@ struct part {
 
 struct visitor {
     enum status (*visit)(struct visitor *v, const struct part *p);
-    const struct tensors *tensors;
+    const struct tensors *tensors; /* NULL: random weights */
     struct reason *why;
     struct arena *arena;
     const enum dtype *matrix_dtype; /* of all matrices; NULL: as stored */
+    enum dtype random_dtype;        /* what random weights are stored in */
     const struct ops *op;
     struct device *device;
     bool progress;
     int64_t done_bytes, total_bytes, started_us, told_us;
     float *staging; /* vectors, converted to f32 on the host */
+    struct noise noise;
 };
 
 #define VISIT(...)                                                                                           \
@@ -158,7 +162,9 @@ static enum status visit_check(struct visitor *v, const struct part *p)
 static enum status visit_types(struct visitor *v, const struct part *p)
 {
     if (!p->matrix) return STATUS_OK;
-    enum dtype dtype = v->matrix_dtype ? *v->matrix_dtype : tensors_find(v->tensors, p->name)->dtype;
+    enum dtype dtype = v->matrix_dtype ? *v->matrix_dtype
+                       : v->tensors    ? tensors_find(v->tensors, p->name)->dtype
+                                       : v->random_dtype;
     if (p->matrix->n == 0) *p->matrix = (struct matrix){.dtype = dtype, .n = p->total_rows, .k = p->n_cols};
     if (p->matrix->dtype != dtype) p->matrix->dtype = DTYPE_F32;
     return STATUS_OK;
@@ -285,7 +291,8 @@ void weights_carve(struct weights *w, struct arena *arena, const struct arch *a,
                         .arena = arena,
                         .op = device_ops(d),
                         .device = d,
-                        .matrix_dtype = matrix_dtype};
+                        .matrix_dtype = matrix_dtype,
+                        .random_dtype = a->dtype};
     walk(w, a, s, &v);
     v.visit = visit_carve;
     walk(w, a, s, &v);
@@ -312,6 +319,46 @@ void weights_load(struct weights *w, struct device *d, const struct arch *a, con
     if (progress)
         LOG_DEBUG("weights: %.2f GB in %.1f s, %.2f GB/s", (double)v.total_bytes * 1e-9, seconds,
                   (double)v.total_bytes * 1e-9 / seconds);
+}
+
+enum { RANDOM_ROWS = 1024 }; /* at a time */
+
+/* Norm weights are 1, biases 0. A matrix's elements have deviation 1/sqrt(inputs), the embedding's 1, so that
+ * activations keep their size from layer to layer. */
+static enum status visit_randomize(struct visitor *v, const struct part *p)
+{
+    if (!p->keep || p->n_rows == 0) return STATUS_OK;
+    if (!p->matrix) {
+        float value = strstr(p->name, "bias") ? 0 : 1;
+        for (int i = 0; i < p->n_rows; i++) v->staging[i] = value;
+        v->op->upload(v->device, *p->vector + p->to_row, v->staging, (size_t)p->n_rows * sizeof(float));
+        v->op->sync(v->device);
+        return STATUS_OK;
+    }
+    float scale = strstr(p->name, "embed_tokens") ? 1 : 1 / sqrtf((float)p->shape[1]);
+    for (int row = 0, n; row < p->n_rows; row += n) {
+        n = p->n_rows - row < RANDOM_ROWS ? p->n_rows - row : RANDOM_ROWS;
+        const float *from = noise_row(&v->noise, p->name, p->from_row + row) + p->from_col;
+        size_t count = (size_t)(n - 1) * NOISE_ROW + (size_t)p->n_cols;
+        for (size_t i = 0; i < count; i++) v->staging[i] = from[i] * scale;
+        v->op->matrix_put(v->device, p->matrix, p->to_row + row, n, v->staging, DTYPE_F32, NOISE_ROW);
+    }
+    return STATUS_OK;
+}
+
+void weights_randomize(struct weights *w, struct device *d, const struct arch *a, const struct shard *s)
+{
+    size_t heads = (size_t)a->n_heads * (size_t)a->head_dim,
+           longest = (size_t)(a->hidden > a->ffn ? a->hidden : a->ffn);
+    size_t extra = (size_t)RANDOM_ROWS * NOISE_ROW + (heads > longest ? heads : longest);
+    struct visitor v = {.visit = visit_randomize, .op = device_ops(d), .device = d};
+    noise_open(&v.noise, extra);
+    v.staging = v.op->host_alloc(d, extra * sizeof(float));
+    if (!v.staging) DIE(EXIT_CODE_MEMORY, NULL, "no host memory for random weights");
+    walk(w, a, s, &v);
+    v.op->sync(d);
+    v.op->host_free(d, v.staging, extra * sizeof(float));
+    noise_close(&v.noise);
 }
 
 void weights_close(struct weights *w)

@@ -39,13 +39,16 @@ struct weights {
 enum status weights_check(const struct arch *a, const struct tensors *t, struct reason *why);
 
 /* Carves all of it from `arena` (counting mode gives the bytes). Matrices keep the type they are stored in,
- * or are converted to *matrix_dtype when that is not NULL. `w->layer` is malloc'd; weights_close frees it. */
+ * or are converted to *matrix_dtype when that is not NULL; without files (`t` NULL) they have config.json's.
+ * `w->layer` is malloc'd; weights_close frees it. */
 void weights_carve(struct weights *w, struct arena *arena, const struct arch *a, const struct shard *s,
                    const struct tensors *t, struct device *d, const enum dtype *matrix_dtype);
 /* Reads this rank's ranges into device memory. With `progress`, prints GB/s and the remaining time on the
  * log. */
 void weights_load(struct weights *w, struct device *d, const struct arch *a, const struct shard *s,
                   const struct tensors *t, bool progress);
+/* Fills them with random numbers instead (retro bench), the same whatever the number of ranks. */
+void weights_randomize(struct weights *w, struct device *d, const struct arch *a, const struct shard *s);
 void weights_close(struct weights *w);
 
 #endif
