@@ -231,6 +231,12 @@ static void *stream(struct device *d)
     return NULL;
 }
 
+/* Nothing to compare. */
+static void read_bytes(struct device *d, const void *p, size_t bytes)
+{
+    check_of(d)->oa->read_bytes(check_of(d)->a, p, bytes);
+}
+
 static void mark(struct device *d, int i) { check_of(d)->oa->mark(check_of(d)->a, i); }
 
 static double mark_us(struct device *d, int i) { return check_of(d)->oa->mark_us(check_of(d)->a, i); }
@@ -554,6 +560,7 @@ static const struct ops check_ops = {
     .sync = sync,
     .mem_available = mem_available,
     .stream = stream,
+    .read_bytes = read_bytes,
     .mark = mark,
     .mark_us = mark_us,
     .range = range,

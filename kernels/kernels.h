@@ -161,6 +161,8 @@ struct ops {
     int64_t (*mem_available)(
         struct device *d);             /* bytes that mem_alloc may still get (the host's, or the GPU's) */
     void *(*stream)(struct device *d); /* for collectives; NULL on the CPU */
+    /* Reads 64-byte lines of device memory and forgets them, as fast as this device can (retro bench). */
+    void (*read_bytes)(struct device *d, const void *p, size_t bytes);
 
     /* --- time (trace.c) --- */
     /* Marks this moment of the device's time line as i, 0 <= i < MARKS_MAX; in microseconds of its own clock

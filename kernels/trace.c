@@ -102,6 +102,11 @@ static int64_t mem_available(struct device *d) { return trace_of(d)->op->mem_ava
 
 static void *stream(struct device *d) { return trace_of(d)->op->stream(trace_of(d)->inner); }
 
+static void read_bytes(struct device *d, const void *p, size_t bytes)
+{
+    trace_of(d)->op->read_bytes(trace_of(d)->inner, p, bytes);
+}
+
 static void mark(struct device *d, int i) { trace_of(d)->op->mark(trace_of(d)->inner, i); }
 
 static double mark_us(struct device *d, int i) { return trace_of(d)->op->mark_us(trace_of(d)->inner, i); }
@@ -215,6 +220,7 @@ static const struct ops trace_ops = {
     .sync = sync_stream,
     .mem_available = mem_available,
     .stream = stream,
+    .read_bytes = read_bytes,
     .mark = mark,
     .mark_us = mark_us,
     .range = range,

@@ -56,6 +56,7 @@ void cpu_transfer(struct device *d, void *dst, const void *src, size_t bytes);
 void cpu_fill(struct device *d, void *dst, int byte, size_t bytes);
 void cpu_sync(struct device *d);
 void *cpu_stream(struct device *d);
+void cpu_read_bytes(struct device *d, const void *p, size_t bytes);
 void cpu_mark(struct device *d, int i);
 double cpu_mark_us(struct device *d, int i);
 void cpu_range(struct device *d, const char *name);

@@ -25,6 +25,7 @@ static const struct ops cpu_ops = {
     .sync = cpu_sync,
     .mem_available = cpu_mem_available,
     .stream = cpu_stream,
+    .read_bytes = cpu_read_bytes,
     .mark = cpu_mark,
     .mark_us = cpu_mark_us,
     .range = cpu_range,

@@ -68,6 +68,7 @@ void cuda_graph_close(struct cuda_device *c);
 void cuda_mark(struct device *d, int i);
 double cuda_mark_us(struct device *d, int i);
 void cuda_range(struct device *d, const char *name);
+void cuda_read_bytes(struct device *d, const void *p, size_t bytes);
 bool cuda_graph_launch(struct device *d, uint64_t key);
 void cuda_graph_end(struct device *d);
 size_t cuda_matrix_bytes(struct device *d, enum dtype dtype, int n, int k);

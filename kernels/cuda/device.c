@@ -127,6 +127,7 @@ static const struct ops cuda_ops = {
     .sync = sync,
     .mem_available = mem_available,
     .stream = stream,
+    .read_bytes = cuda_read_bytes,
     .mark = cuda_mark,
     .mark_us = cuda_mark_us,
     .range = cuda_range,

@@ -11,61 +11,6 @@
 
 #include "kernels/cpu/cpu.h"
 
-struct stream {
-    const char *p;
-    size_t bytes;
-    int n_threads;
-    uint64_t sum[THREADS_MAX];
-};
-
-/* Wide loads and nothing else: software prefetch only made this slower where it was tried (Zen 4, 31 to 33
- * GB/s). */
-#if defined(__x86_64__)
-__attribute__((target("avx512f"))) static uint64_t read_avx512(const char *p, size_t n)
-{
-    __m512i s[4];
-    for (int i = 0; i < 4; i++) s[i] = _mm512_setzero_si512();
-    for (size_t i = 0; i + 256 <= n; i += 256)
-        for (int j = 0; j < 4; j++) s[j] = _mm512_add_epi64(s[j], _mm512_loadu_si512(p + i + j * 64));
-    return (uint64_t)_mm512_reduce_add_epi64(
-        _mm512_add_epi64(_mm512_add_epi64(s[0], s[1]), _mm512_add_epi64(s[2], s[3])));
-}
-#endif
-
-static uint64_t read_portable(const char *p, size_t n)
-{
-    uint64_t s[8] = {0};
-    for (size_t i = 0; i + 64 <= n; i += 64) {
-        uint64_t line[8];
-        memcpy(line, p + i, 64);
-        for (int j = 0; j < 8; j++) s[j] += line[j];
-    }
-    return s[0] + s[1] + s[2] + s[3] + s[4] + s[5] + s[6] + s[7];
-}
-
-static uint64_t read_lines(const char *p, size_t n)
-{
-#if defined(__x86_64__)
-    if (__builtin_cpu_supports("avx512f")) return read_avx512(p, n);
-#endif
-    return read_portable(p, n);
-}
-
-static void stream_task(void *arg, int task, int thread)
-{
-    struct stream *s = arg;
-    (void)thread;
-    size_t lines = s->bytes / 64, n = (size_t)s->n_threads, t = (size_t)task;
-    s->sum[task] = read_lines(s->p + lines * t / n * 64, (lines * (t + 1) / n - lines * t / n) * 64);
-}
-
-static void stream_read(struct device *d, const void *p, size_t bytes)
-{
-    static struct stream s;
-    s.p = p, s.bytes = bytes, s.n_threads = cpu_threads(d);
-    cpu_parallel(d, stream_task, &s, s.n_threads);
-}
-
 static double now(void)
 {
     struct timespec t;
@@ -100,7 +45,7 @@ double bench_stream_read(struct device *d, const void *p, size_t bytes, size_t s
     double *seconds = malloc((size_t)n * (size_t)passes * sizeof *seconds);
     for (int i = 0; i < n * passes; i++) {
         double t0 = now();
-        stream_read(d, (const char *)p + (size_t)(i % n) * sample_bytes, sample_bytes);
+        device_ops(d)->read_bytes(d, (const char *)p + (size_t)(i % n) * sample_bytes, sample_bytes);
         seconds[i] = now() - t0;
     }
     double t = low_tenth(seconds, n * passes);
@@ -205,7 +150,7 @@ static void bench_rows(struct device *d, const struct shape *s, const struct mat
         double t0 = now(), p0 = processor_now();
         device_ops(d)->linear(d, y, x, &w[i % s->copies], NULL, rows);
         double t1 = now(), p1 = processor_now();
-        stream_read(d, w[(i + s->copies / 2) % s->copies].data, bytes);
+        device_ops(d)->read_bytes(d, w[(i + s->copies / 2) % s->copies].data, bytes);
         gemm[i] = rows > 16 ? (p1 - p0) / cpu_threads(d) : t1 - t0;
         stream[i] = now() - t1;
     }
