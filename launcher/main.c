@@ -17,6 +17,12 @@ static const struct command {
     {"generate", CMD_GENERATE, cmd_generate, true, "continue a prompt, or answer a chat message"},
     {"eval", CMD_EVAL, cmd_eval, true, "measure a policy on given tokens: nll, exposure, bytes read, logits"},
     {"check", CMD_CHECK, cmd_check, true, "run every op of a real step on two devices and compare"},
+    {"bench decode", CMD_BENCH_DECODE, cmd_bench_decode, true,
+     "tokens/s by context and batch, beside the memory floor"},
+    {"bench prefill", CMD_BENCH_PREFILL, cmd_bench_prefill, true, "prompt tokens/s by length"},
+    {"bench kernels", CMD_BENCH_KERNELS, cmd_bench_kernels, true,
+     "GEMM and attention against plain reading, GB/s"},
+    {"bench allreduce", CMD_BENCH_ALLREDUCE, cmd_bench_allreduce, true, "time of an all-reduce by size"},
     {"info", CMD_INFO, cmd_info, false, "what is in a model folder and how it would be sharded"},
     {"tokenize", CMD_TOKENIZE, cmd_tokenize, false, "text on standard input to token ids, or back"},
 };
@@ -26,16 +32,32 @@ static const int n_commands = sizeof commands / sizeof *commands;
 static void print_usage(FILE *f)
 {
     fprintf(f, "usage: retro COMMAND --model DIR [options]      alone, or under mpirun or srun\n\n");
-    for (int i = 0; i < n_commands; i++) fprintf(f, "  %-10s %s\n", commands[i].name, commands[i].what);
+    for (int i = 0; i < n_commands; i++) fprintf(f, "  %-15s %s\n", commands[i].name, commands[i].what);
     fprintf(f, "\nretro COMMAND --help shows a command's options; retro help config prints them all as a "
                "config file\n");
 }
 
-static const struct command *find_command(const char *name)
+/* A command's name is one word or two; *n_words of argv[1 ...] are it. */
+static const struct command *find_command(int argc, char **argv, int *n_words)
 {
-    for (int i = 0; i < n_commands; i++)
-        if (strcmp(commands[i].name, name) == 0) return &commands[i];
+    for (int i = 0; i < n_commands; i++) {
+        const char *name = commands[i].name, *blank = strchr(name, ' ');
+        size_t first = blank ? (size_t)(blank - name) : strlen(name);
+        *n_words = blank ? 2 : 1;
+        if (argc <= *n_words || strlen(argv[1]) != first || memcmp(argv[1], name, first) != 0) continue;
+        if (!blank || strcmp(argv[2], blank + 1) == 0) return &commands[i];
+    }
     return NULL;
+}
+
+/* "bench: decode, prefill, ...", when the first word alone begins several commands. */
+static bool named_second_words(const char *word, char *text, size_t size)
+{
+    size_t n = 0, length = strlen(word);
+    for (int i = 0; i < n_commands; i++)
+        if (strncmp(commands[i].name, word, length) == 0 && commands[i].name[length] == ' ' && n < size)
+            n += (size_t)snprintf(text + n, size - n, "%s%s", n ? ", " : "", commands[i].name + length + 1);
+    return n > 0;
 }
 
 /* help [COMMAND | config], --help, --version. Returns false when argv is none of them. */
@@ -47,7 +69,8 @@ static bool told_help(int argc, char **argv)
     }
     if (strcmp(argv[1], "help") != 0 && strcmp(argv[1], "--help") != 0 && strcmp(argv[1], "-h") != 0)
         return false;
-    const struct command *c = argc > 2 ? find_command(argv[2]) : NULL;
+    int n_words;
+    const struct command *c = argc > 2 ? find_command(argc - 1, argv + 1, &n_words) : NULL;
     if (argc > 2 && strcmp(argv[2], "config") == 0) options_print_config(stdout);
     else if (c) options_print_help(stdout, c->bit);
     else print_usage(stdout);
@@ -79,15 +102,19 @@ int main(int argc, char **argv)
         return EXIT_CODE_OPTION;
     }
     if (told_help(argc, argv)) return EXIT_CODE_OK;
-    const struct command *c = find_command(argv[1]);
+    int n_words;
+    const struct command *c = find_command(argc, argv, &n_words);
     if (!c) {
-        LOG_ERROR("%s: no such command: see retro help", argv[1]);
+        char words[256];
+        if (named_second_words(argv[1], words, sizeof words))
+            LOG_ERROR("retro %s needs a second word: %s", argv[1], words);
+        else LOG_ERROR("%s: no such command: see retro help", argv[1]);
         return EXIT_CODE_OPTION;
     }
     struct comm_world w;
     struct options o;
     struct reason why;
-    enum status status = options_parse(&o, c->bit, argc, argv, 2, &why);
+    enum status status = options_parse(&o, c->bit, argc, argv, 1 + n_words, &why);
     /* The others have the same arguments: rank 0 speaks for all. */
     boot_open(&w, o.start_timeout);
     int code = status == STATUS_OK ? run(c, &o, &w) : session_fail(&w, status, &why);

@@ -60,6 +60,15 @@ static enum status check_ranks(const struct session *s, struct reason *why)
     return STATUS_OK;
 }
 
+static enum status open_files(struct session *s, struct reason *why)
+{
+    const struct options *o = s->options;
+    if (o->random_weights) return model_files_imagine(&s->files, o->model, why);
+    if (!o->model)
+        return status_fail(why, STATUS_BAD_OPTION, "--model DIR is missing: a Hugging Face model folder");
+    return model_files_open(&s->files, o->model, why);
+}
+
 enum status session_prepare(struct session *s, const struct options *o, const struct comm_world *w,
                             struct reason *why)
 {
@@ -70,9 +79,7 @@ enum status session_prepare(struct session *s, const struct options *o, const st
     enum status status = check_world(s, why); /* the same on every rank: groups have no other way to agree */
     if (status != STATUS_OK || w->rank != 0) return status;
     status = options_policy(o, &s->policy, why);
-    if (status == STATUS_OK && !o->model)
-        status = status_fail(why, STATUS_BAD_OPTION, "--model DIR is missing: a Hugging Face model folder");
-    if (status == STATUS_OK) status = model_files_open(&s->files, o->model, why);
+    if (status == STATUS_OK) status = open_files(s, why);
     if (status == STATUS_OK) status = check_ranks(s, why);
     /* A shallow model simply has no layer beyond its last to be dense. */
     if (status == STATUS_OK && s->policy.dense_layers > s->files.arch.n_layers)
@@ -92,7 +99,7 @@ enum status session_agree(struct session *s, enum status status, int *context, c
     }
     /* Rank 0 found the folder good: if this rank cannot read it, its view of the file system differs. */
     struct reason mine;
-    status = model_files_open(&s->files, s->options->model, &mine);
+    status = open_files(s, &mine);
     if (status != STATUS_OK)
         DIE(status_exit_code(status),
             "rank 0 read the same folder: is the file system mounted on every host?", "%s", mine.text);
@@ -117,8 +124,7 @@ static enum dtype activation_type(const struct session *s)
 }
 
 /* The device of --device, with what the options wrap around it. */
-static enum status open_device(const struct session *s, enum dtype act, struct device **out,
-                               struct reason *why)
+static enum status open_device(struct session *s, enum dtype act, struct device **out, struct reason *why)
 {
     const struct options *o = s->options;
     struct device_options d = {
@@ -128,6 +134,7 @@ static enum status open_device(const struct session *s, enum dtype act, struct d
         .act = act,
         .ordinal = s->world.node_rank,
     };
+    s->threads = o->device == DEVICE_CPU ? d.n_threads : 0;
     enum status status = device_open(out, (enum device_kind)o->device, &d, why);
     if (status == STATUS_OK && s->checked) {
         struct device *reference;

@@ -16,6 +16,7 @@ struct session {
     const struct options *options;
     bool checked; /* run every op on a reference device too (retro check) */
     int window;   /* largest of any sequence; session_prepare sets that of the options */
+    int threads;  /* of a rank; 0: the device has none of its own */
     struct comm *comm;
     struct ctl *ctl;
     struct model_files files;

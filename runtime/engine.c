@@ -3,12 +3,14 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "runtime/base/clock.h"
 #include "runtime/base/die.h"
 #include "runtime/base/progress.h"
+#include "runtime/noise.h"
 #include "runtime/stage.h"
 #include "runtime/wire.h"
 
-enum message { MESSAGE_STEP = 1, MESSAGE_COUNTERS = 2 };
+enum message { MESSAGE_STEP = 1, MESSAGE_COUNTERS = 2, MESSAGE_FILL = 3, MESSAGE_READ_RATE = 4 };
 
 struct engine {
     struct model *model;
@@ -26,6 +28,8 @@ struct engine {
     char *all;
     size_t *all_bytes; /* (size) */
     float *logits;
+    struct noise noise; /* engine_fill: opened when first used */
+    size_t read_at;     /* engine_read_rate: where the next sample begins */
 };
 
 static void *need(void *p)
@@ -78,6 +82,7 @@ void engine_close(struct engine *e)
     free(e->all);
     free(e->all_bytes);
     free(e->logits);
+    noise_close(&e->noise);
     free(e);
 }
 
@@ -199,22 +204,77 @@ void engine_counters(struct engine *e, int slot, int64_t counters[COUNTER_COUNT]
     sum_counters(e, slot, counters);
 }
 
+static void fill(struct engine *e, const struct step *s)
+{
+    struct model *m = e->model;
+    struct batch b;
+    struct reason why;
+    size_t row = (size_t)(m->dims.Qr + 2 * m->dims.Kr) * (size_t)m->dims.E;
+    if (!e->noise.value) noise_open(&e->noise, (size_t)m->dims.max_rows * row);
+    if (stage_step(&e->stage, s, &b, &why) != STATUS_OK) DIE(EXIT_CODE_BUG, NULL, "%s", why.text);
+    model_fill(m, &b, noise_row(&e->noise, "context", (int64_t)s->id));
+}
+
+void engine_fill(struct engine *e, const struct step *s)
+{
+    if (comm_size(e->comm) > 1) {
+        wire_pack_step(&e->wire, s);
+        ctl_send(e->ctl, MESSAGE_FILL, e->wire.bytes, e->wire.n_bytes);
+    }
+    fill(e, s);
+}
+
+/* All ranks at once, because they share memory; the next slice each time. */
+static double read_rate(struct engine *e)
+{
+    const size_t sample_bytes = (size_t)64 << 20;
+    struct model *m = e->model;
+    size_t weights = (size_t)m->plan.weights_bytes, done = 0;
+    size_t slice = weights < sample_bytes ? weights : sample_bytes;
+    comm_barrier(e->comm);
+    int64_t begun = clock_us();
+    for (; done < sample_bytes; done += slice, e->read_at += slice) {
+        if (e->read_at + slice > weights) e->read_at = 0;
+        m->op->read_bytes(m->device, (const char *)m->memory + e->read_at, slice);
+    }
+    m->op->sync(m->device);
+    int64_t took = clock_us() - begun;
+    int64_t sum = (int64_t)done * 1000000 / (took > 0 ? took : 1);
+    comm_sum_i64(e->comm, &sum, 1);
+    return (double)sum;
+}
+
+double engine_read_rate(struct engine *e)
+{
+    if (comm_size(e->comm) > 1) ctl_send(e->ctl, MESSAGE_READ_RATE, NULL, 0);
+    return read_rate(e);
+}
+
+static void unpack(struct engine *e, const void *bytes, size_t n)
+{
+    struct reason why;
+    if (wire_unpack_step(&e->wire, &e->plan, bytes, n, &why) != STATUS_OK)
+        DIE(EXIT_CODE_PEER, "do all ranks run the same program with the same options?", "%s", why.text);
+}
+
 void engine_follow(struct engine *e)
 {
     uint32_t kind;
     const void *bytes;
     size_t n;
-    struct reason why;
     while (ctl_receive(e->ctl, &kind, &bytes, &n)) {
         if (kind == MESSAGE_STEP) {
-            if (wire_unpack_step(&e->wire, &e->plan, bytes, n, &why) != STATUS_OK)
-                DIE(EXIT_CODE_PEER, "do all ranks run the same program with the same options?", "%s",
-                    why.text);
             int n_out, n_logits;
+            unpack(e, bytes, n);
             progress_step();
             execute(e, &e->plan, &n_out, &n_logits);
             gather(e, n_out, n_logits);
             progress_enter(PROGRESS_IDLE);
+        } else if (kind == MESSAGE_FILL) {
+            unpack(e, bytes, n);
+            fill(e, &e->plan);
+        } else if (kind == MESSAGE_READ_RATE) {
+            read_rate(e);
         } else if (kind == MESSAGE_COUNTERS) {
             int32_t slot;
             int64_t counters[COUNTER_COUNT];

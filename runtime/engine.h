@@ -42,6 +42,12 @@ struct engine_result {
 void engine_step(struct engine *e, const struct step *s, struct engine_result *r);
 /* Leader: counters of one slot, summed over the ranks. */
 void engine_counters(struct engine *e, int slot, int64_t counters[COUNTER_COUNT]);
+/* Leader, for benchmarks: puts random keys and values (and the summaries that belong to them) where the
+ * prompt rows of a plan would put theirs, without computing the prompt. */
+void engine_fill(struct engine *e, const struct step *s);
+/* Leader, for benchmarks: bytes a second at which all ranks together read 64 MiB of their weights each and do
+ * nothing else. One sample of a few milliseconds: take the middle of several. */
+double engine_read_rate(struct engine *e);
 /* Followers: executes what the leader sends; returns when it closes. */
 void engine_follow(struct engine *e);
 

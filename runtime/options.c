@@ -366,6 +366,27 @@ void options_print_config(FILE *f)
     }
 }
 
+enum status options_ints(struct option_ints *out, const char *flag, const char *text, int low, int high,
+                         struct reason *why)
+{
+    out->n = 0;
+    for (const char *at = text; at;) {
+        char *end;
+        errno = 0;
+        long v = strtol(at, &end, 10);
+        bool number = end > at && !isspace((unsigned char)*at) && (*end == ',' || *end == 0) && !errno;
+        if (!number || v < low || v > high)
+            return status_fail(why, STATUS_BAD_OPTION,
+                               "--%s %s: expected whole numbers in %d..%d with commas between them", flag,
+                               text, low, high);
+        if (out->n == OPTIONS_INTS_MAX)
+            return status_fail(why, STATUS_BAD_OPTION, "--%s: more than %d numbers", flag, OPTIONS_INTS_MAX);
+        out->value[out->n++] = (int)v;
+        at = *end ? end + 1 : NULL;
+    }
+    return STATUS_OK;
+}
+
 enum status options_policy(const struct options *o, struct policy *p, struct reason *why)
 {
     if (o->page_size != 4 && o->page_size != 8 && o->page_size != 16 && o->page_size != 32)

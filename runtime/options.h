@@ -15,22 +15,31 @@
 #include "runtime/base/status.h"
 #include "runtime/policy.h"
 
-/* One bit per command; the table of commands is in launcher/main.c. */
+/* One bit per command (the words of `retro bench` are commands of their own); the table of commands is in
+ * launcher/main.c. */
 enum {
     CMD_GENERATE = 1,
     CMD_EVAL = 2,
     CMD_INFO = 4,
     CMD_TOKENIZE = 8,
     CMD_CHECK = 16,
+    CMD_BENCH_DECODE = 1 << 10,
+    CMD_BENCH_PREFILL = 1 << 11,
+    CMD_BENCH_KERNELS = 1 << 12,
+    CMD_BENCH_ALLREDUCE = 1 << 13,
+    CMD_BENCH_MODEL = CMD_BENCH_DECODE | CMD_BENCH_PREFILL | CMD_BENCH_KERNELS,
+    CMD_BENCH = CMD_BENCH_MODEL | CMD_BENCH_ALLREDUCE,
     CMD_RUN = CMD_GENERATE | CMD_EVAL,
-    CMD_ENGINE = CMD_RUN | CMD_CHECK,
+    CMD_SPARSE = CMD_RUN | CMD_CHECK | CMD_BENCH_DECODE | CMD_BENCH_KERNELS,
+    CMD_ENGINE = CMD_SPARSE | CMD_BENCH_PREFILL,
     CMD_MODEL = CMD_ENGINE | CMD_INFO,
-    CMD_ALL = CMD_MODEL | CMD_TOKENIZE,
+    CMD_ALL = CMD_MODEL | CMD_TOKENIZE | CMD_BENCH_ALLREDUCE,
     CMD_POLICY = 1 << 20, /* no command: the options of one sequence, as eval --also has them */
 };
 
 #define OPTIONS_UNSET INT_MIN
 #define OPTIONS_LIST_MAX 16
+#define OPTIONS_INTS_MAX 64
 
 struct option_list {
     char *item[OPTIONS_LIST_MAX];
@@ -68,6 +77,15 @@ void options_close(struct options *o);
 void options_print_help(FILE *f, int command);
 /* All options as a commented config file: what configs/default.conf holds. */
 void options_print_config(FILE *f);
+
+/* Several whole numbers in one value, "0,2048,32768", each in low..high: an option that sweeps. BAD_OPTION
+ * names the flag. */
+struct option_ints {
+    int value[OPTIONS_INTS_MAX];
+    int n;
+};
+enum status options_ints(struct option_ints *out, const char *flag, const char *text, int low, int high,
+                         struct reason *why);
 
 /* The sequence policy that the options name, after checks that need several of them. */
 enum status options_policy(const struct options *o, struct policy *p, struct reason *why);

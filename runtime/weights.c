@@ -342,6 +342,7 @@ static enum status visit_randomize(struct visitor *v, const struct part *p)
         size_t count = (size_t)(n - 1) * NOISE_ROW + (size_t)p->n_cols;
         for (size_t i = 0; i < count; i++) v->staging[i] = from[i] * scale;
         v->op->matrix_put(v->device, p->matrix, p->to_row + row, n, v->staging, DTYPE_F32, NOISE_ROW);
+        progress_tick();
     }
     return STATUS_OK;
 }

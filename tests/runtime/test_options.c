@@ -476,6 +476,27 @@ static void uncommented_it_changes_nothing(void **state)
     free(text);
 }
 
+static void lists_of_whole_numbers(void **state)
+{
+    (void)state;
+    struct option_ints v;
+    assert_int_equal(options_ints(&v, "contexts", "0,2048,32768", 0, 40000, &why), STATUS_OK);
+    assert_int_equal(v.n, 3);
+    assert_int_equal(v.value[0] + v.value[1] + v.value[2], 34816);
+    static const char *const bad[] = {"",     ",",  "1,",    ",1", "1,,2", "1 ,2",
+                                      "1, 2", "-1", "40001", "x",  "1x",   "99999999999999999999"};
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        assert_int_equal(options_ints(&v, "contexts", bad[i], 0, 40000, &why), STATUS_BAD_OPTION);
+        assert_non_null(strstr(why.text, "--contexts"));
+        assert_non_null(strstr(why.text, "0..40000"));
+    }
+    char many[4 * OPTIONS_INTS_MAX + 8] = "1";
+    for (int i = 1; i < OPTIONS_INTS_MAX; i++) strcat(many, ",1");
+    assert_int_equal(options_ints(&v, "rows", many, 1, 1, &why), STATUS_OK);
+    strcat(many, ",1");
+    assert_int_equal(options_ints(&v, "rows", many, 1, 1, &why), STATUS_BAD_OPTION);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -491,6 +512,7 @@ int main(void)
         cmocka_unit_test(file_under_the_command_line),
         cmocka_unit_test(either_budget_wins_over_the_file),
         cmocka_unit_test(bad_files),
+        cmocka_unit_test(lists_of_whole_numbers),
         cmocka_unit_test(default_conf_is_what_the_table_says),
         cmocka_unit_test(uncommented_it_changes_nothing),
     };
