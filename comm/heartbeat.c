@@ -47,9 +47,10 @@ struct record {
     int64_t linger_us; /* VERDICT: how much longer to stay */
 };
 
-struct stream { /* to one peer; -1 when there is none any more */
-    int fd;
-    size_t n; /* bytes of `in` that have come */
+struct stream {   /* to one peer */
+    int fd;       /* -1: none any more */
+    bool no_path; /* because the network gave up, not because the peer ended */
+    size_t n;     /* bytes of `in` that have come */
     struct record in;
 };
 
@@ -89,6 +90,13 @@ static void send_record(struct stream *s, enum record_kind kind, struct record *
     net_write_all(s->fd, r, sizeof *r, kind == RECORD_BEAT ? 0 : clock_us() + INTERVAL_US);
 }
 
+/* The kernel says that the other host cannot be reached: its silence will tell, the peer may well live. */
+static bool is_network_error(int error)
+{
+    return error == ETIMEDOUT || error == EHOSTUNREACH || error == ENETUNREACH || error == ENETDOWN ||
+           error == EHOSTDOWN;
+}
+
 /* Takes what has come; true when a whole record is in s->in. A broken or foreign stream is closed. */
 static bool receive_record(struct stream *s)
 {
@@ -96,6 +104,7 @@ static bool receive_record(struct stream *s)
     if (k < 0 && (errno == EAGAIN || errno == EINTR)) return false;
     if (k > 0) s->n += (size_t)k;
     if (k <= 0 || (s->n == sizeof s->in && s->in.magic != RECORD_MAGIC)) {
+        s->no_path = k < 0 && is_network_error(errno);
         close(s->fd);
         s->fd = -1;
         return false;
@@ -148,6 +157,7 @@ static void beat(struct heartbeat *h)
     fill_beat(h, &r.beat);
     watch_heard(&h->watch, h->world.rank, &r.beat, clock_us());
     for (int p = 0; p < n_streams(h); p++) {
+        h->watch.rank[p].answers = false;
         if (h->stream[p].fd < 0) continue;
         /* What was sent a beat ago is taken by now when the peer's host lives. */
         h->watch.rank[p].answers = queued(h->stream[p].fd) == 0;
@@ -267,8 +277,8 @@ static bool take_all(struct heartbeat *h)
             if (h->world.rank == 0) take_from_follower(h, p);
             else closed = take_from_leader(h);
         }
-        if (s->fd < 0 && p != h->world.rank && !h->watch.rank[p].closed && !closed)
-            h->watch.rank[p].lost = true;
+        bool ended = s->fd < 0 && !s->no_path;
+        if (ended && p != h->world.rank && !h->watch.rank[p].closed && !closed) h->watch.rank[p].lost = true;
     }
     mesh_take(&h->mesh);
     return closed;

@@ -122,7 +122,8 @@ static bool find_silence(const struct watch *w, int64_t now_us, struct cause *c)
 /* A rank that rank 0 hears well cannot hear another one that rank 0 hears well. */
 static bool find_broken_link(const struct watch *w, int64_t now_us, struct cause *c)
 {
-    for (int r = 0; r < w->size; r++) {
+    if (w->self != 0) return false;
+    for (int r = 1; r < w->size; r++) {
         int other = w->rank[r].beat.deaf_to;
         if (other < 0 || other >= w->size || w->rank[r].closed || w->rank[other].closed) continue;
         if (silence(w, r, now_us) > w->limits.silent_us / 2 || w->rank[r].lost) continue;

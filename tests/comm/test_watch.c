@@ -222,6 +222,20 @@ static void a_link_between_others(void **state)
     assert_int_equal(c.other, 2);
 }
 
+/* A follower's table holds rank 0 alone: what rank 0 does not hear is not the follower's to judge. */
+static void a_follower_judges_rank_0_only(void **state)
+{
+    (void)state;
+    w.self = 2;
+    now_of[0].deaf_to = 3;
+    mute[1] = mute[3] = true;
+    w.rank[1].heard_us = w.rank[3].heard_us = 0;
+    assert_false(run_for(20));
+    mute[0] = true;
+    assert_true(run_for(6));
+    assert_cause(CAUSE_UNREACHABLE, 0, "ranks 0,1 on a cannot be reached");
+}
+
 /* Everybody waits in the all-reduce of layer 3 but rank 2, which has not come out of layer 2. */
 static void the_one_that_hangs(void **state)
 {
@@ -351,6 +365,7 @@ int main(void)
         TEST(an_unreachable_host),
         TEST(the_own_network),
         TEST(a_link_between_others),
+        TEST(a_follower_judges_rank_0_only),
         TEST(the_one_that_hangs),
         TEST(a_follower_that_never_begins),
         TEST(an_op_that_computes_may_take_longer),

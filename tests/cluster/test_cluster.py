@@ -1,0 +1,164 @@
+"""Three hosts on one machine, mpirun over TCP between them: the same tokens as one host, and for every way in which a
+rank, a host or a link can be lost, all ranks end within the bound, the right one is named, nothing is left running.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+import cli
+from hosts import wait_until
+from job import Job
+
+BOUND = 10  # seconds until every rank has ended
+
+
+def words(model, *more):
+    return ("generate", "--model", model, "--prompt", "a b c", "--max-tokens", 60000, "--ignore-eos", "--policy",
+            "dense", "--threads", 1, *more)
+
+
+def test_three_hosts_give_the_tokens_of_one(hosts, tiny):
+    options = ("generate", "--model", tiny, "--prompt", "Once upon a time", "--max-tokens", 40, "--ignore-eos",
+               "--kv-dtype", "f32", "--threads", 1)
+    alone = cli.run_ok(*options).stdout
+    with Job(hosts, *options) as job:
+        assert job.process.wait(60) == 0, job.said
+        assert job.output.read_bytes() == alone
+        assert "3 ranks on 3 hosts by MPI" in job.said
+        logs = [[json.loads(x) for x in (job.log_dir / f"rank-{r}.jsonl").read_text().splitlines()]
+                for r in range(3)]
+        assert {(x["rank"], x["host"]) for x in logs[0]} == {(0, "h0")}
+        assert not (job.log_dir / "failure.json").exists()
+        assert not hosts.processes()
+
+
+@pytest.mark.parametrize("victim", [0, 2])
+def test_killed_rank(hosts, tiny, victim):
+    with Job(hosts, *words(tiny)) as job:
+        job.runs()
+        os.kill(job.pids[victim], signal.SIGKILL)
+        ranks_s, _ = job.ends(BOUND)
+        assert ranks_s < 4, "the end of a process is noticed at once"
+        assert job.code == 128 + 9  # what mpirun makes of it
+        cause = job.failure()
+        assert (cause["kind"], cause["rank"], cause["host"]) == ("died", victim, f"h{victim}")
+        assert cause["phase"] in ("step", "idle") and cause["exit_code"] == 5
+        assert cause["told_by"] == (0 if victim else 1)
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_stopped_rank(hosts, tiny, victim):
+    with Job(hosts, *words(tiny)) as job:
+        job.runs()
+        os.kill(job.pids[victim], signal.SIGSTOP)
+        job.ends(BOUND)
+        assert job.code == 5
+        cause = job.failure()
+        assert (cause["kind"], cause["rank"], cause["host"]) == ("stopped", victim, f"h{victim}")
+
+
+HOLD = """
+import ctypes, sys, time
+ptrace = ctypes.CDLL(None).ptrace
+ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
+seize, interrupt = 0x4206, 0x4207
+pid = int(sys.argv[1])
+print("held" if ptrace(seize, pid, None, None) == 0 and ptrace(interrupt, pid, None, None) == 0 else "not held", flush=True)
+time.sleep(60)
+"""
+
+
+@contextlib.contextmanager
+def held(pid):
+    """The main thread of a process stands still, its others go on, as in a driver call that never returns. A process
+    of its own does it: what it held is let go when it ends."""
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(pid)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout.readline().strip() == "held"
+        yield
+    finally:
+        holder.kill()
+        holder.wait()
+
+
+def test_thread_that_hangs_in_a_step(hosts, tiny):
+    with Job(hosts, *words(tiny, "--watchdog", 4)) as job:
+        job.runs()
+        with held(job.pids[2]):
+            job.ends(BOUND, leftovers=False)
+        assert job.code == 5
+        assert wait_until(lambda: not hosts.processes(), 5), hosts.processes()
+        cause = job.failure()
+        assert (cause["kind"], cause["rank"], cause["host"]) == ("hung", 2, "h2")
+
+
+@pytest.mark.parametrize("how, host", [("cut", "h2"), ("black_hole", "h2"), ("black_hole", "h0"),
+                                       ("power_cut", "h1")])
+def test_lost_host(hosts, tiny, how, host):
+    with Job(hosts, *words(tiny)) as job:
+        job.runs()
+        getattr(hosts, how)(host)
+        job.ends(BOUND)
+        assert job.code in (5, 9, 137, 205)  # ours, or mpirun's for a lost daemon
+        cause = job.failure()
+        rank = int(host[1])
+        if how == "power_cut":  # the kernel of the host lives on here and may say that its sockets closed
+            assert cause["kind"] in ("died", "unreachable")
+        else:
+            assert cause["kind"] == "unreachable"
+        assert (cause["rank"], cause["host"]) == (rank, host) and cause["told_by"] == 0
+
+
+def test_broken_link_between_two_others(hosts, tiny):
+    with Job(hosts, *words(tiny)) as job:
+        job.runs()
+        hosts.black_hole_between("h1", "h2")
+        job.ends(BOUND)
+        assert job.code == 5
+        cause = job.failure()
+        assert cause["kind"] == "link" and {cause["rank"], cause["other_rank"]} == {1, 2}
+
+
+def test_terminated_job_says_so(hosts, tiny):
+    with Job(hosts, *words(tiny)) as job:
+        job.runs()
+        os.kill(job.pids[1], signal.SIGTERM)
+        job.ends(BOUND)
+        assert job.code == 128 + 15
+        cause = job.failure()
+        assert (cause["kind"], cause["rank"], cause["exit_code"]) == ("signal", 1, 143)
+
+
+def test_idle_ranks_are_left_alone_and_watched(hosts, tiny):
+    """Rank 0 waits for its prompt far longer than any limit; then a rank dies although nobody works."""
+    limits = ("--peer-timeout", 2, "--watchdog", 1, "--start-timeout", 1)
+    with Job(hosts, "generate", "--model", tiny, "--prompt", "-", *limits, stdin=subprocess.PIPE) as job:
+        assert wait_until(lambda: (job.log_dir / "rank-2.jsonl").exists(), 30), job.said
+        time.sleep(5)
+        assert job.process.poll() is None, job.said
+        job.pids = {2: next(iter(hosts.processes("retro", 2)))}
+        os.kill(job.pids[2], signal.SIGKILL)
+        job.ends(BOUND)
+        cause = job.failure()
+        assert (cause["kind"], cause["rank"], cause["phase"]) == ("died", 2, "prepare")
+
+
+def test_start_that_waits_for_a_rank(hosts, tiny):
+    """A rank that stands still while it loads is named when the deadline of the start is over."""
+    with Job(hosts, *words(tiny, "--peer-timeout", 2)) as job:
+        assert wait_until(lambda: len(hosts.processes("retro", 1)) == 1, 30)
+        pid = next(iter(hosts.processes("retro", 1)))
+        assert wait_until(lambda: (job.log_dir / "rank-1.jsonl").exists(), 30), job.said
+        os.kill(pid, signal.SIGSTOP)
+        job.pids = {1: pid}
+        job.ends(30)
+        cause = job.failure()
+        assert cause["rank"] == 1 and cause["kind"] in ("stopped", "start")
+        assert cause["phase"] in ("boot", "prepare", "open_device", "load_weights", "connect", "idle", "step")
