@@ -90,6 +90,8 @@ struct api_answer;
 struct api_answer *api_answer_open(const struct api *a, const struct api_request *r, const char *id,
                                    int64_t created);
 void api_answer_close(struct api_answer *w);
+/* The response has nothing in it that differs from run to run: no times, cached tokens or interruptions. */
+void api_answer_leave_out_measured(struct api_answer *w);
 /* What the service's sink heard of prompt `prompt`. For a stream, events are appended to `out`. */
 void api_answer_token(struct api_answer *w, int prompt, const struct service_token *t, struct buffer *out);
 void api_answer_end(struct api_answer *w, int prompt, const struct service_end *e, struct buffer *out);

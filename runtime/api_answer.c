@@ -27,6 +27,7 @@ struct api_answer {
     struct written *choice;     /* (n_prompts * n) */
     int n_left;                 /* prompts that are not done */
     bool cut;                   /* by the shutdown */
+    bool repeatable;            /* nothing measured is written */
     struct service_usage usage; /* sums */
     double kv_read;             /* sum of share * tokens */
 };
@@ -57,6 +58,8 @@ struct api_answer *api_answer_open(const struct api *a, const struct api_request
     }
     return w;
 }
+
+void api_answer_leave_out_measured(struct api_answer *w) { w->repeatable = true; }
 
 void api_answer_close(struct api_answer *w)
 {
@@ -264,16 +267,21 @@ static void write_usage(const struct api_answer *w, struct buffer *out)
     double exposure =
         u->pages_loaded ? (double)(u->pages_loaded + u->pages_met) / (double)u->pages_loaded : 1;
     api_write_format(out,
-                     "\"usage\": {\"prompt_tokens\": %d, \"completion_tokens\": %d, \"total_tokens\": %d, "
-                     "\"prompt_tokens_details\": {\"cached_tokens\": %d}, ",
-                     u->n_prompt, u->n_completion, u->n_prompt + u->n_completion, u->n_cached);
+                     "\"usage\": {\"prompt_tokens\": %d, \"completion_tokens\": %d, \"total_tokens\": %d, ",
+                     u->n_prompt, u->n_completion, u->n_prompt + u->n_completion);
+    if (!w->repeatable)
+        api_write_format(out, "\"prompt_tokens_details\": {\"cached_tokens\": %d}, ", u->n_cached);
     api_write_format(out,
                      "\"retro\": {\"exposure\": %.6g, \"pages_loaded\": %lld, \"pages_met\": %lld, "
-                     "\"kv_read_share\": %.6g, \"preempted\": %d, ",
+                     "\"kv_read_share\": %.6g",
                      exposure, (long long)u->pages_loaded, (long long)u->pages_met,
-                     u->n_completion ? w->kv_read / u->n_completion : 1.0, u->n_preempted);
-    api_write_format(out, "\"queue_ms\": %.3f, \"prefill_ms\": %.3f, \"decode_ms\": %.3f}}",
-                     (double)u->queue_us * 1e-3, (double)u->prefill_us * 1e-3, (double)u->decode_us * 1e-3);
+                     u->n_completion ? w->kv_read / u->n_completion : 1.0);
+    if (!w->repeatable)
+        api_write_format(out,
+                         ", \"preempted\": %d, \"queue_ms\": %.3f, \"prefill_ms\": %.3f, \"decode_ms\": %.3f",
+                         u->n_preempted, (double)u->queue_us * 1e-3, (double)u->prefill_us * 1e-3,
+                         (double)u->decode_us * 1e-3);
+    api_write_format(out, "}}");
 }
 
 static void shutdown_error(struct api_error *e)
