@@ -6,6 +6,7 @@
 #include "runtime/options.h"
 
 int cmd_generate(const struct options *o, const struct comm_world *w);
+int cmd_batch(const struct options *o, const struct comm_world *w);
 int cmd_eval(const struct options *o, const struct comm_world *w);
 int cmd_check(const struct options *o, const struct comm_world *w);
 int cmd_bench_decode(const struct options *o, const struct comm_world *w);

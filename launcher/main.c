@@ -15,6 +15,7 @@ static const struct command {
     const char *what;
 } commands[] = {
     {"generate", CMD_GENERATE, cmd_generate, true, "continue a prompt, or answer a chat message"},
+    {"batch", CMD_BATCH, cmd_batch, true, "a file of requests to a file of results; continues after any end"},
     {"eval", CMD_EVAL, cmd_eval, true, "measure a policy on given tokens: nll, exposure, bytes read, logits"},
     {"check", CMD_CHECK, cmd_check, true, "run every op of a real step on two devices and compare"},
     {"bench decode", CMD_BENCH_DECODE, cmd_bench_decode, true,

@@ -8,6 +8,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "runtime/api_parts.h"
 #include "runtime/utf8.h"
 
 enum { CHUNK_BYTES = 1 << 16 };
@@ -153,31 +154,21 @@ enum status batch_input_next(struct batch_input *in, struct batch_line *line, bo
 }
 
 /* ------------------------------------------------------------------------------------------ one request */
-bool batch_error_set(struct batch_error *e, const char *code, const char *param, const char *format, ...)
-{
-    char text[sizeof e->why.text];
-    va_list ap;
-    va_start(ap, format);
-    vsnprintf(text, sizeof text, format, ap);
-    va_end(ap);
-    e->code = code;
-    snprintf(e->param, sizeof e->param, "%s", param);
-    status_fail(&e->why, STATUS_BAD_INPUT, "%s", text);
-    return false;
-}
+/* Fills `e` and returns false. */
+#define REFUSE(e, ...) (api_error_set(e, 400, __VA_ARGS__), false)
 
-static bool check_text(const struct batch_line *line, struct batch_error *e)
+static bool check_text(const struct batch_line *line, struct api_error *e)
 {
     if (line->too_long)
-        return batch_error_set(e, "line_too_long", "", "the line is longer than %d bytes", BATCH_LINE_MAX);
+        return REFUSE(e, "line_too_long", NULL, "the line is longer than %d bytes", BATCH_LINE_MAX);
     const char *nul = memchr(line->text, 0, line->n);
-    if (nul) return batch_error_set(e, "invalid_json", "", "byte %td is NUL", nul - line->text + 1);
+    if (nul) return REFUSE(e, "invalid_json", NULL, "byte %td is NUL", nul - line->text + 1);
     size_t valid = utf8_valid_prefix(line->text, line->n);
-    if (valid < line->n) return batch_error_set(e, "invalid_json", "", "byte %zu is not UTF-8", valid + 1);
+    if (valid < line->n) return REFUSE(e, "invalid_json", NULL, "byte %zu is not UTF-8", valid + 1);
     return true;
 }
 
-static bool check_fields(const json_t *root, struct batch_error *e)
+static bool check_fields(const json_t *root, struct api_error *e)
 {
     static const char *const known[] = {"custom_id", "method", "url", "body"};
     enum { N_KNOWN = sizeof known / sizeof *known };
@@ -188,66 +179,53 @@ static bool check_fields(const json_t *root, struct batch_error *e)
         bool found = false;
         for (int i = 0; i < N_KNOWN; i++) found = found || strcmp(name, known[i]) == 0;
         if (!found)
-            return batch_error_set(e, "unknown_field", name,
-                                   "%.60s: unknown; a line has custom_id, method, url and body", name);
+            return REFUSE(e, "unknown_field", name,
+                          "%.60s: unknown; a line has custom_id, method, url and body", name);
     }
     for (int i = 0; i < N_KNOWN; i++)
         if (!json_object_get(root, known[i]))
-            return batch_error_set(e, "missing_field", known[i], "%s is missing", known[i]);
+            return REFUSE(e, "missing_field", known[i], "%s is missing", known[i]);
     return true;
 }
 
-static bool check_custom_id(const struct batch_request *r, struct batch_error *e)
+static bool check_custom_id(const struct batch_request *r, struct api_error *e)
 {
     if (r->custom_id) return true;
-    return batch_error_set(e, "invalid_value", "custom_id", "custom_id: needs a text of 1 to %d bytes",
-                           BATCH_CUSTOM_ID_MAX);
+    return REFUSE(e, "invalid_value", "custom_id", "custom_id: needs a text of 1 to %d bytes",
+                  BATCH_CUSTOM_ID_MAX);
 }
 
-static bool check_url(struct batch_request *r, struct batch_error *e)
+static bool check_url(struct batch_request *r, struct api_error *e)
 {
-    static const char *const urls[BATCH_ENDPOINT_COUNT] = {
-        [BATCH_ENDPOINT_CHAT] = "/v1/chat/completions", [BATCH_ENDPOINT_COMPLETIONS] = "/v1/completions"};
+    static const struct {
+        const char *url;
+        enum api_endpoint endpoint;
+    } known[] = {{"/v1/chat/completions", API_CHAT}, {"/v1/completions", API_COMPLETIONS}};
     const json_t *method = json_object_get(r->root, "method"), *url = json_object_get(r->root, "url");
     if (!json_is_string(method) || strcmp(json_string_value(method), "POST") != 0)
-        return batch_error_set(e, "invalid_value", "method", "method: needs \"POST\"");
-    for (int i = 0; i < BATCH_ENDPOINT_COUNT; i++) {
-        r->endpoint = (enum batch_endpoint)i;
-        if (json_is_string(url) && strcmp(json_string_value(url), urls[i]) == 0) return true;
+        return REFUSE(e, "invalid_value", "method", "method: needs \"POST\"");
+    for (int i = 0; i < 2; i++) {
+        r->endpoint = known[i].endpoint;
+        if (json_is_string(url) && strcmp(json_string_value(url), known[i].url) == 0) return true;
     }
-    return batch_error_set(e, "invalid_value", "url", "url: needs %s or %s", urls[0], urls[1]);
+    return REFUSE(e, "invalid_value", "url", "url: needs %s or %s", known[0].url, known[1].url);
 }
 
-static bool check_body(struct batch_request *r, const char *served, struct batch_error *e)
-{
-    r->body = json_object_get(r->root, "body");
-    if (!json_is_object(r->body))
-        return batch_error_set(e, "invalid_value", "body", "body: needs an object: the request itself");
-    const json_t *model = json_object_get(r->body, "model");
-    if (!json_is_string(model))
-        return batch_error_set(e, "missing_field", "model", "model: needs a text; this batch serves \"%s\"",
-                               served);
-    if (strcmp(json_string_value(model), served) != 0)
-        return batch_error_set(e, "model_not_found", "model", "model: \"%.100s\" is not served, \"%s\" is",
-                               json_string_value(model), served);
-    if (json_is_true(json_object_get(r->body, "stream")))
-        return batch_error_set(e, "invalid_value", "stream", "stream: a batch cannot stream; leave it out");
-    return true;
-}
-
-bool batch_request_parse(struct batch_request *r, const struct batch_line *line, const char *model,
-                         struct batch_error *e)
+bool batch_request_parse(struct batch_request *r, const struct batch_line *line, struct api_error *e)
 {
     json_error_t json;
     *r = (struct batch_request){0};
     if (!check_text(line, e)) return false;
     r->root = json_loadb(line->text, line->n, JSON_REJECT_DUPLICATES, &json);
-    if (!r->root) return batch_error_set(e, "invalid_json", "", "byte %d: %s", json.position, json.text);
-    if (!json_is_object(r->root)) return batch_error_set(e, "invalid_json", "", "not a JSON object");
+    if (!r->root) return REFUSE(e, "invalid_json", NULL, "byte %d: %s", json.position, json.text);
+    if (!json_is_object(r->root)) return REFUSE(e, "invalid_json", NULL, "not a JSON object");
     const json_t *id = json_object_get(r->root, "custom_id");
     if (json_is_string(id) && json_string_length(id) > 0 && json_string_length(id) <= BATCH_CUSTOM_ID_MAX)
         r->custom_id = json_string_value(id);
-    return check_fields(r->root, e) && check_custom_id(r, e) && check_url(r, e) && check_body(r, model, e);
+    if (!check_fields(r->root, e) || !check_custom_id(r, e) || !check_url(r, e)) return false;
+    r->body = json_object_get(r->root, "body");
+    return json_is_object(r->body) ||
+           REFUSE(e, "invalid_value", "body", "body: needs an object: the request itself");
 }
 
 void batch_request_close(struct batch_request *r)

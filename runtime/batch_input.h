@@ -16,6 +16,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "runtime/api.h"
 #include "runtime/base/sha256.h"
 #include "runtime/base/status.h"
 #include "runtime/buffer.h"
@@ -56,29 +57,17 @@ void batch_input_close(struct batch_input *in);
 enum status batch_input_next(struct batch_input *in, struct batch_line *line, bool *end, struct reason *why);
 
 /* ------------------------------------------------------------------------------------------ one request */
-enum batch_endpoint { BATCH_ENDPOINT_CHAT, BATCH_ENDPOINT_COMPLETIONS, BATCH_ENDPOINT_COUNT };
-
 struct batch_request {
     json_t *root;          /* owned; NULL when the line is no JSON object */
     const char *custom_id; /* of root; NULL when the line has none that can be used */
-    enum batch_endpoint endpoint;
-    json_t *body; /* of root: an object with model and without stream: true; the rest is the API's to judge */
+    enum api_endpoint endpoint;
+    const json_t *body; /* of root: an object; its fields are the API's to judge (api_parse_json) */
 };
 
-struct batch_error {
-    const char *code; /* static: "invalid_json", ... */
-    char param[64];   /* the field that it is about, or "" */
-    struct reason why;
-};
-
-/* Judges a line up to its body; `model` is the served name. False: `e` says why; custom_id is there when it
- * could be read. The caller closes in either case. */
-bool batch_request_parse(struct batch_request *r, const struct batch_line *line, const char *model,
-                         struct batch_error *e);
+/* Judges a line up to its body. False: `e` says why; custom_id is there when it could be read. The caller closes
+ * in either case. */
+bool batch_request_parse(struct batch_request *r, const struct batch_line *line, struct api_error *e);
 void batch_request_close(struct batch_request *r);
-/* Fills `e` and returns false. */
-bool batch_error_set(struct batch_error *e, const char *code, const char *param, const char *format, ...)
-    __attribute__((format(printf, 4, 5)));
 
 /* ------------------------------------------------------------------------------------------ custom ids */
 /* The set of ids seen so far, as 128 bits of their SHA-256: 16 bytes an id, and no two ids are mistaken. */

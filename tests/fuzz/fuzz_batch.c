@@ -17,11 +17,12 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 static void parse_request(const struct batch_line *line, struct batch_ids *ids)
 {
     struct batch_request r;
-    struct batch_error e = {.code = NULL};
-    if (batch_request_parse(&r, line, "m", &e)) {
-        ASSERT(r.custom_id && json_is_object(r.body) && r.endpoint < BATCH_ENDPOINT_COUNT && !e.code);
+    struct api_error e = {.code = NULL};
+    if (batch_request_parse(&r, line, &e)) {
+        ASSERT(r.custom_id && json_is_object(r.body) &&
+               (r.endpoint == API_CHAT || r.endpoint == API_COMPLETIONS) && !e.code);
     } else {
-        ASSERT(e.code && e.why.text[0] && !strchr(e.why.text, '\n'));
+        ASSERT(e.code && e.reason.text[0] && !strchr(e.reason.text, '\n'));
     }
     if (r.custom_id) {
         batch_ids_add(ids, r.custom_id);

@@ -362,6 +362,33 @@ static void publishing_fails_whole(void **state)
     holds(output, true, true);
 }
 
+/* A crash after the files of results were renamed and before the journal was: they are its own, and it publishes
+ * them again. */
+static void a_crash_between_renames_is_mended(void **state)
+{
+    (void)state;
+    struct batch_journal j;
+    struct reason why;
+    size_t n;
+    opens(&j, errors);
+    for (int i = 1; i <= LINES; i++) add(&j, i);
+    char *before = contents(journal, &n);
+    for (int renamed = 1; renamed <= 2; renamed++) {
+        finish(&j);
+        batch_journal_close(&j);
+        write_file(journal, before, n);
+        if (renamed == 1) unlink(output);
+        opens(&j, errors);
+        assert_false(j.complete);
+        assert_int_equal(j.n_records, LINES);
+    }
+    assert_int_equal(batch_journal_publish(&j, &why), STATUS_OK);
+    batch_journal_close(&j);
+    holds(output, true, false);
+    holds(errors, false, true);
+    free(before);
+}
+
 /* A lock ends with its process, however that ends. */
 static void a_killed_process_leaves_no_lock(void **state)
 {
@@ -399,6 +426,7 @@ int main(void)
         cmocka_unit_test_setup(foreign_files_are_refused, clear),
         cmocka_unit_test_setup(a_full_disk_loses_nothing, clear),
         cmocka_unit_test_setup(publishing_fails_whole, clear),
+        cmocka_unit_test_setup(a_crash_between_renames_is_mended, clear),
         cmocka_unit_test_setup(a_killed_process_leaves_no_lock, clear),
     };
     return cmocka_run_group_tests(tests, make_folder, remove_folder);

@@ -1,0 +1,208 @@
+/* cmd_batch.c - `retro batch`: a file of requests to a file of results, continued where it was interrupted. Rank 0
+ * reads, schedules and writes; the other ranks follow its steps. */
+#include <inttypes.h>
+#include <jansson.h>
+#include <limits.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "launcher/commands.h"
+#include "launcher/serving.h"
+#include "launcher/signals.h"
+#include "launcher/text.h"
+#include "runtime/base/die.h"
+#include "runtime/batch.h"
+
+/* The first signal that asks for the end; a second one does not come here. */
+static atomic_bool interrupted;
+
+static void on_signal(void *user, int signal)
+{
+    const struct options *o = user;
+    atomic_store(&interrupted, true);
+    LOG_INFO("signal %d: no new requests; those being computed have %g s; a second signal ends at once",
+             signal, o->drain);
+}
+
+static bool is_interrupted(void) { return atomic_load(&interrupted); }
+
+/* Prompts given to the service for each sequence of the engine: one that is computed and one that waits, so that a
+ * place never stays empty for want of a line. */
+enum { IN_FLIGHT = 2 };
+
+static enum status check_options(const struct options *o, struct reason *why)
+{
+    if (!o->batch_input)
+        return status_fail(why, STATUS_BAD_OPTION,
+                           "--input FILE is missing: requests, one JSON object a line");
+    if (!o->batch_output)
+        return status_fail(why, STATUS_BAD_OPTION, "--output FILE is missing: where the results go");
+    if (o->batch_errors && strcmp(o->batch_errors, o->batch_output) == 0)
+        return status_fail(
+            why, STATUS_BAD_OPTION,
+            "--errors and --output: one file; leave --errors out to have bad lines among the results");
+    return STATUS_OK;
+}
+
+/* What is read of the model folder, but for the weights themselves: their number of bytes stands for them. */
+static enum status digest_model(const struct session *s, char hex[2 * SHA256_BYTES + 1], struct reason *why)
+{
+    static const char *const names[] = {"config.json", "tokenizer.json"};
+    struct sha256 hash;
+    uint8_t digest[SHA256_BYTES];
+    size_t weights = tensors_total_bytes(s->files.tensors);
+    sha256_open(&hash);
+    sha256_update(&hash, &weights, sizeof weights);
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        char path[PATH_MAX], *text;
+        size_t n;
+        snprintf(path, sizeof path, "%s/%s", s->options->model, names[i]);
+        enum status status = text_read_file(path, &text, &n, why);
+        if (status != STATUS_OK) return status;
+        sha256_update(&hash, text, n);
+        free(text);
+    }
+    sha256_digest(&hash, digest);
+    sha256_hex(digest, 8, hex);
+    return STATUS_OK;
+}
+
+static void set(json_t *settings, const char *flag, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
+
+static void set(json_t *settings, const char *flag, const char *format, ...)
+{
+    char text[256];
+    va_list ap;
+    va_start(ap, format);
+    vsnprintf(text, sizeof text, format, ap);
+    va_end(ap);
+    json_object_set_new(settings, flag, json_string(text));
+}
+
+/* What decides about the results beside the input: a batch continues only with the same. */
+static enum status collect_settings(const struct session *s, const struct serving *v, int context,
+                                    json_t **out, struct reason *why)
+{
+    static const char *const groups[] = {"max", "mean", "softmax"};
+    const struct policy *p = &s->policy;
+    const struct options *o = s->options;
+    char model[2 * SHA256_BYTES + 1];
+    enum status status = digest_model(s, model, why);
+    if (status != STATUS_OK) return status;
+    json_t *j = *out = json_object();
+    set(j, "--model", "%s", model);
+    set(j, "--served-model-name", "%s", v->model);
+    set(j, "--errors", "%s", o->batch_errors ? "a file" : "none");
+    set(j, "--device", "%s", o->device == DEVICE_CPU ? "cpu" : "cuda");
+    set(j, "--act-dtype", "%s", o->act_dtype ? dtype_name((enum dtype)(o->act_dtype - 1)) : "auto");
+    set(j, "--kv-dtype", "%s", dtype_name((enum dtype)o->kv_dtype));
+    set(j, "--max-context", "%d", context);
+    set(j, "--policy", "%s", policy_kind_name(p->kind));
+    set(j, "--window", "%d", p->window);
+    set(j, "--kv-budget", "%g", p->kv_budget);
+    set(j, "--kv-budget-tokens", "%d", p->kv_budget_tokens);
+    set(j, "--page-size", "%d", o->page_size);
+    set(j, "--dense-layers", "%d", p->dense_layers);
+    set(j, "--score-alpha", "%g", p->score_alpha);
+    set(j, "--score-group", "%s", groups[p->score_group]);
+    set(j, "--sink-pages", "%d", p->sink_pages);
+    return STATUS_OK;
+}
+
+static enum status open_batch(struct batch_work *b, const struct session *s, const struct serving *v,
+                              int context, struct reason *why)
+{
+    const struct options *o = s->options;
+    struct batch_paths paths = {
+        .input = o->batch_input, .output = o->batch_output, .errors = o->batch_errors};
+    json_t *settings = NULL;
+    enum status status = collect_settings(s, v, context, &settings, why);
+    if (status == STATUS_OK) status = batch_open(b, &paths, settings, why);
+    json_decref(settings);
+    if (status != STATUS_OK) return status;
+    if (b->journal.n_lost > 0)
+        LOG_WARN("%s: %" PRId64
+                 " bytes behind the last whole record were cut off; their lines are computed again",
+                 b->journal.path, b->journal.n_lost);
+    LOG_INFO("%s: %" PRId64 " requests, %" PRId64 " are done", o->batch_input, b->input.facts.n_requests,
+             b->journal.complete ? b->input.facts.n_requests : b->journal.n_records);
+    return STATUS_OK;
+}
+
+/* All lines have their record. */
+static enum status publish(struct batch_work *b, const struct batch_progress *p, struct reason *why)
+{
+    enum status status = batch_journal_publish(&b->journal, why);
+    if (status != STATUS_OK) return status;
+    char bad[PATH_MAX + 80] = "", speed[80] = "";
+    const char *where = b->journal.errors ? b->journal.errors : b->journal.output;
+    if (p->n_errors) snprintf(bad, sizeof bad, ", %" PRId64 " bad in %s", p->n_errors, where);
+    if (p->n_tokens)
+        snprintf(speed, sizeof speed, "; %" PRId64 " tokens in %.1f s, %.1f tokens/s", p->n_tokens,
+                 p->seconds, (double)p->n_tokens / p->seconds);
+    LOG_INFO("done: %" PRId64 " results in %s%s%s", p->n_requests - p->n_errors, b->journal.output, bad,
+             speed);
+    return STATUS_OK;
+}
+
+static enum status lead(struct batch_work *b, struct session *s, struct serving *v, int context, int *code,
+                        struct reason *why)
+{
+    const struct options *o = s->options;
+    struct batch_progress progress;
+    enum status status = serving_open(v, s, context, INT_MAX, why);
+    if (status != STATUS_OK) return status;
+    struct batch_run_options run = {.api = v->api,
+                                    .service = v->service,
+                                    .n_in_flight = IN_FLIGHT * o->max_seqs,
+                                    .drain_s = o->drain,
+                                    .interrupted = is_interrupted,
+                                    .terminal = isatty(STDERR_FILENO)};
+    status = batch_run(b, &run, &progress, why);
+    if (status != STATUS_OK) return status;
+    if (batch_left(b) == 0) return publish(b, &progress, why);
+    *code = EXIT_CODE_INTERRUPTED;
+    LOG_INFO("interrupted: %" PRId64 " of %" PRId64
+             " done and on the disk; run the same command again to go on",
+             progress.n_done, progress.n_requests);
+    return STATUS_OK;
+}
+
+int cmd_batch(const struct options *o, const struct comm_world *w)
+{
+    struct session s;
+    struct reason why;
+    struct serving v = {0};
+    struct batch_work b = {.input.fd = -1, .journal.fd = -1};
+    int context = 0, code = EXIT_CODE_OK;
+    signals_open(w->rank == 0 ? on_signal : NULL, (void *)o);
+    signal(SIGXFSZ, SIG_IGN); /* a file at its limit is an error of the write */
+    enum status status = session_prepare(&s, o, w, &why);
+    if (status == STATUS_OK && w->rank == 0) status = check_options(o, &why);
+    if (status == STATUS_OK && w->rank == 0) status = serving_prepare(&v, &s, &context, &why);
+    if (status == STATUS_OK && w->rank == 0) status = open_batch(&b, &s, &v, context, &why);
+    if (status == STATUS_OK && w->rank == 0 && batch_left(&b) == 0) {
+        /* Nothing to compute: no rank loads the model. */
+        struct batch_progress p = {.n_requests = b.input.facts.n_requests, .n_errors = b.journal.n_errors};
+        context = 0;
+        if (b.journal.complete) LOG_INFO("%s: complete", o->batch_output);
+        else status = publish(&b, &p, &why);
+    }
+    status = session_agree(&s, status, &context, &why);
+    if (status == STATUS_OK && context > 0) {
+        status = session_load(&s, context, o->max_seqs, &why);
+        if (status == STATUS_OK && w->rank != 0) engine_follow(s.engine);
+        if (status == STATUS_OK && w->rank == 0) status = lead(&b, &s, &v, context, &code, &why);
+        if (status != STATUS_OK) session_fail(w, status, &why);
+    }
+    serving_close(&v);
+    session_close(&s);
+    batch_close(&b);
+    return status == STATUS_OK ? code : status_exit_code(status);
+}

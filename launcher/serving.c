@@ -1,0 +1,70 @@
+#include "launcher/serving.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+enum { DEFAULT_CONTEXT = 8192 };
+
+/* The last part of a path; --model DIR/ ends in a slash like DIR does not. */
+static const char *name_of_folder(const char *path)
+{
+    const char *name = path;
+    for (const char *at = path; *at; at++)
+        if (*at == '/' && at[1] && at[1] != '/') name = at + 1;
+    return name;
+}
+
+enum status serving_prepare(struct serving *v, const struct session *s, int *context, struct reason *why)
+{
+    const struct options *o = s->options;
+    int limit = s->files.arch.context;
+    *v = (struct serving){.model = o->served_model_name ? o->served_model_name : name_of_folder(o->model)};
+    if (!v->model[0]) return status_fail(why, STATUS_BAD_OPTION, "--served-model-name: an empty name");
+    if (o->max_context != OPTIONS_UNSET && o->max_context > limit)
+        return status_fail(why, STATUS_TOO_LONG, "--max-context %d: the model's limit is %d", o->max_context,
+                           limit);
+    *context = o->max_context != OPTIONS_UNSET ? o->max_context
+               : limit < DEFAULT_CONTEXT       ? limit
+                                               : DEFAULT_CONTEXT;
+    enum status status = tokenizer_open(&v->tokenizer, o->model, why);
+    /* A folder without a chat template is complete: what needs one says so. */
+    if (status == STATUS_OK && chat_open(&v->chat, o->model, &v->why_no_chat) == STATUS_OK)
+        v->why_no_chat.text[0] = 0;
+    return status;
+}
+
+enum status serving_open(struct serving *v, const struct session *s, int context, int max_queue,
+                         struct reason *why)
+{
+    const struct arch *a = &s->files.arch;
+    v->eos_of_tokenizer = tokenizer_eos(v->tokenizer);
+    const int32_t *eos = a->n_eos ? a->eos : &v->eos_of_tokenizer;
+    int n_eos = a->n_eos ? a->n_eos : v->eos_of_tokenizer >= 0;
+    struct service_options service = {
+        .tokenizer = v->tokenizer, .eos = eos, .n_eos = n_eos, .max_queue = max_queue};
+    enum status status = service_open(&v->service, s->engine, &service, why);
+    if (status != STATUS_OK) return status;
+    bool chats = !v->why_no_chat.text[0];
+    struct api_options api = {.tokenizer = v->tokenizer,
+                              .chat = chats ? &v->chat : NULL,
+                              .why_no_chat = chats ? NULL : v->why_no_chat.text,
+                              .model = v->model,
+                              .policy = s->policy,
+                              .window = s->options->window,
+                              .max_window = s->window,
+                              .context = context,
+                              .vocab = a->vocab,
+                              .eos = eos,
+                              .n_eos = n_eos};
+    v->api = api_open(&api);
+    return STATUS_OK;
+}
+
+void serving_close(struct serving *v)
+{
+    service_close(v->service);
+    api_close(v->api);
+    chat_close(&v->chat);
+    tokenizer_close(v->tokenizer);
+    *v = (struct serving){0};
+}

@@ -1,0 +1,52 @@
+#define _GNU_SOURCE
+#include "launcher/signals.h"
+
+#include <fcntl.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stddef.h>
+#include <unistd.h>
+
+#include "runtime/base/die.h"
+
+/* A process has one set of signals; the handler may run on any thread, MPI's too. */
+static volatile sig_atomic_t n_signals;
+static int ends[2]; /* of a pipe: the handler writes, the thread reads */
+
+struct listener {
+    void (*first)(void *user, int signal);
+    void *user;
+};
+
+static void handle(int number)
+{
+    unsigned char byte = (unsigned char)number;
+    if (n_signals++ > 0) _exit(128 + number);
+    if (write(ends[1], &byte, 1) < 0) _exit(128 + number);
+}
+
+static void *listen_for_first(void *user)
+{
+    const struct listener *l = user;
+    unsigned char byte;
+    while (read(ends[0], &byte, 1) != 1) {
+    }
+    if (l->first) l->first(l->user, byte);
+    return NULL;
+}
+
+void signals_open(void (*first)(void *user, int signal), void *user)
+{
+    static struct listener l;
+    pthread_t thread;
+    struct sigaction a = {.sa_handler = handle, .sa_flags = SA_RESTART};
+    l = (struct listener){first, user};
+    if (pipe2(ends, O_CLOEXEC) != 0 || pthread_create(&thread, NULL, listen_for_first, &l) != 0)
+        DIE(EXIT_CODE_MEMORY, NULL, "no thread to wait for signals");
+    pthread_detach(thread);
+    sigemptyset(&a.sa_mask);
+    sigaction(SIGTERM, &a, NULL);
+    sigaction(SIGINT, &a, NULL);
+    sigaction(SIGUSR1, &a, NULL);
+    signal(SIGPIPE, SIG_IGN); /* a client that leaves is an error of a write */
+}
