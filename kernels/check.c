@@ -355,6 +355,47 @@ static void linear(struct device *d, float *y, const void *x, const struct matri
     compare(c, "linear", "y", 0, y, (size_t)n_rows * (size_t)w->n, (size_t)w->n, DTYPE_F32);
 }
 
+/* Value i of a page's summary with codes: the middle (E), then the half-width (E). */
+static double coded_value(const char *summary, const char *scales, int i, const struct dims *m)
+{
+    int half = m->E / 2, e = i % m->E, width = i >= m->E;
+    uint16_t scale[2];
+    memcpy(scale, scales, sizeof scale);
+    int code =
+        m->summary == SUMMARY_Q8
+            ? (signed char)summary[i]
+            : ((unsigned char)summary[width * half + e % half] >> (e < half ? 0 : 4) & 15) - (width ? 0 : 8);
+    return code * (double)dtype_f32_from_bf16(scale[width]);
+}
+
+/* Codes of keys that differ by a rounding may differ by one. */
+static void compare_codes(struct check_device *c, int layer, const char *record, const struct dims *m)
+{
+    const char *from = record + m->kv_bytes;
+    char *x = fetch(c->a, c->oa, from, m->summaries_bytes),
+         *y = fetch(c->b, c->ob, twin_of(c, from), m->summaries_bytes);
+    for (int head = 0; head < m->Kr; head++)
+        for (int page = 0; page < m->B / m->P; page++) {
+            size_t at = kv_summary_offset(m, head, page) - m->kv_bytes;
+            size_t scales = kv_scales_offset(m, head, page) - m->kv_bytes;
+            for (int i = 0; i < 2 * m->E; i++) {
+                uint16_t step;
+                memcpy(&step, x + scales + (i >= m->E ? 2 : 0), sizeof step);
+                double vx = coded_value(x + at, x + scales, i, m), vy = coded_value(y + at, y + scales, i, m);
+                double limit = 1.01 * (double)dtype_f32_from_bf16(step) + 0x1p-7 * fabs(vx) + 1e-30;
+                note(c, "rope_store", "page summaries", layer, at * 2 + (size_t)i, vx, vy,
+                     vx == vy       ? 0
+                     : isfinite(vy) ? fabs(vx - vy) / limit
+                                    : 1e9);
+            }
+        }
+    c->report.n_values += (int64_t)m->Kr * (m->B / m->P) * 2 * m->E;
+    c->ob->upload(c->b, twin_of(c, from), x, m->summaries_bytes);
+    c->ob->sync(c->b);
+    free(x);
+    free(y);
+}
+
 /* Keys, values and summaries of every block that the step's rows lie in. */
 static void compare_touched_blocks(struct check_device *c, const struct kv_layer *kv, const struct batch *b,
                                    const struct dims *m)
@@ -374,8 +415,10 @@ static void compare_touched_blocks(struct check_device *c, const struct kv_layer
         char *record = kv_layer_block(kv, m, block);
         compare(c, "rope_store", "keys and values", kv->layer, record,
                 (size_t)m->Kr * 2 * (size_t)m->B * (size_t)m->E, (size_t)m->E, m->kv);
-        compare(c, "rope_store", "page summaries", kv->layer, record + m->kv_bytes,
-                pages * m->summary_bytes / dtype_bytes(summary), (size_t)m->E, summary);
+        if (summary_has_codes(m)) compare_codes(c, kv->layer, record, m);
+        else
+            compare(c, "rope_store", "page summaries", kv->layer, record + m->kv_bytes,
+                    pages * m->summary_bytes / dtype_bytes(summary), (size_t)m->E, summary);
     }
     free(blocks);
     free(slot);

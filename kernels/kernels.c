@@ -11,9 +11,16 @@ void kernels_layout(struct dims *m)
     ASSERT(m->P > 0 && m->B % m->P == 0 && m->C % m->B == 0 && m->E % 2 == 0 && m->W >= 1);
     ASSERT(m->Qr == m->Kr * m->G && m->head_off + m->Hr <= m->Qr);
     size_t pages = (size_t)(m->B / m->P), kr = (size_t)m->Kr;
-    m->summary_bytes = 2 * (size_t)m->E * (m->summary == SUMMARY_F32 ? 4 : 2);
+    size_t e = (size_t)m->E;
+    m->summary_stride = m->summary == SUMMARY_F32  ? 8 * e
+                        : m->summary == SUMMARY_Q8 ? 2 * e
+                        : m->summary == SUMMARY_Q4 ? e
+                                                   : 4 * e;
+    m->summary_bytes = m->summary_stride + (summary_has_codes(m) ? SUMMARY_SCALES_BYTES : 0);
+    m->summary_head_bytes = pages * m->summary_bytes;
+    if (summary_has_codes(m)) m->summary_head_bytes = align64(m->summary_head_bytes);
     m->kv_bytes = align64(kr * 2 * (size_t)m->B * (size_t)m->E * dtype_bytes(m->kv));
-    m->summaries_bytes = align64(kr * pages * m->summary_bytes);
+    m->summaries_bytes = align64(kr * m->summary_head_bytes);
     m->last_loaded_bytes = align64(kr * pages * sizeof(int32_t));
     m->layer_bytes = m->kv_bytes + m->summaries_bytes + m->last_loaded_bytes;
     m->block_bytes = (size_t)m->L * m->layer_bytes;

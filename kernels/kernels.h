@@ -24,7 +24,7 @@
  * Memory layout of the paged cache. A *block record* holds B tokens of all layers, contiguous, so that one
  * copy moves it; inside, per layer l at offset l * layer_bytes:
  *   keys and values   (Kr, 2, B, E) in dims.kv      K then V of each kv head; a page is P consecutive tokens
- *   page summaries    (Kr, B/P, summary_bytes)      element-wise min (E) then max (E) of the page's keys
+ *   page summaries    (Kr, summary_head_bytes)      of each page, a function of its keys alone (enum summary_type)
  *   last_loaded       (Kr, B/P) int32               newest position whose step read the page; -1 at first
  * A *slot record* holds the output cache of one sequence, per layer:
  *   O (W, Hr, E) f32, then lse (W, Hr) f32          position r lives at ring index r % W
@@ -40,11 +40,27 @@
 #include "runtime/base/dtype.h"
 #include "runtime/base/status.h"
 
-enum score_group { SCORE_GROUP_MAX, SCORE_GROUP_MEAN, SCORE_GROUP_SOFTMAX, SCORE_GROUP_COUNT };
+/* How the scores of a kv head's query heads become one. RECENT: no scores, the later page is the better
+ * (StreamingLLM's choice, Xiao et al. 2309.17453); reads no summaries. */
+enum score_group {
+    SCORE_GROUP_MAX,
+    SCORE_GROUP_MEAN,
+    SCORE_GROUP_SOFTMAX,
+    SCORE_GROUP_RECENT,
+    SCORE_GROUP_COUNT
+};
 
-/* How page summaries are stored. F32 with f32 keys, else the keys' own two-byte type (min and max of 2-byte
- * keys are exact in it). */
-enum summary_type { SUMMARY_F32, SUMMARY_F16, SUMMARY_BF16, SUMMARY_TYPE_COUNT };
+/* How page summaries are stored, of the element-wise min and max of a page's keys.
+ * F32, F16, BF16: min (E), then max (E); F32 with f32 keys, else the keys' own two-byte type, in which they are
+ * exact; (B/P) summaries of a kv head one after another.
+ * Q8, Q4: codes of the middle c = (max + min) / 2 and half-width u = (max - min) / 2, which bound nothing: scores
+ * with alpha = 1 need the others. First the codes of all pages, then the scales (B/P, 2) bf16 of c and u.
+ *   scale = bf16(largest |x| / top), code = x / scale rounded to even and held to [-top, top]; scale 0: codes 0
+ *   Q8   top 127: c (E) int8, then u (E) in 0..127
+ *   Q4   top 7: (E/2) bytes of c + 8, then top 15: (E/2) bytes of u; element i in the low, i + E/2 in the high
+ *        four bits of byte i */
+enum summary_type { SUMMARY_F32, SUMMARY_F16, SUMMARY_BF16, SUMMARY_Q8, SUMMARY_Q4, SUMMARY_TYPE_COUNT };
+enum { SUMMARY_SCALES_BYTES = 4 };
 
 /* Sizes that do not change after start-up; filled by runtime/model.c, then kernels_layout() completes it. */
 struct dims {
@@ -64,7 +80,9 @@ struct dims {
     float norm_eps, attention_scale; /* 1/sqrt(E) */
     bool kv_owner;                   /* this rank counts its kv heads in counters */
     /* Filled by kernels_layout(): */
-    size_t summary_bytes; /* of one page and kv head */
+    size_t summary_bytes;      /* of one page and kv head, scales included: what scoring it reads */
+    size_t summary_stride;     /* from one page's (codes) to the next's */
+    size_t summary_head_bytes; /* of all pages of a block for one kv head */
     size_t kv_bytes, summaries_bytes, last_loaded_bytes,
         layer_bytes;                     /* of one layer in a block record; 64-aligned */
     size_t block_bytes;                  /* one block record */
@@ -282,7 +300,14 @@ static inline size_t kv_values_offset(const struct dims *m, int kv_head)
 }
 static inline size_t kv_summary_offset(const struct dims *m, int kv_head, int page_in_block)
 {
-    return m->kv_bytes + ((size_t)kv_head * (size_t)(m->B / m->P) + (size_t)page_in_block) * m->summary_bytes;
+    return m->kv_bytes + (size_t)kv_head * m->summary_head_bytes + (size_t)page_in_block * m->summary_stride;
+}
+static inline bool summary_has_codes(const struct dims *m) { return m->summary >= SUMMARY_Q8; }
+/* Of a summary with codes: the two scales. */
+static inline size_t kv_scales_offset(const struct dims *m, int kv_head, int page_in_block)
+{
+    return m->kv_bytes + (size_t)kv_head * m->summary_head_bytes + (size_t)(m->B / m->P) * m->summary_stride +
+           (size_t)page_in_block * SUMMARY_SCALES_BYTES;
 }
 static inline size_t kv_last_loaded_offset(const struct dims *m, int kv_head, int page_in_block)
 {

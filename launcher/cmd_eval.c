@@ -34,6 +34,13 @@ static enum status parse_also(const struct options *o, const char *text, struct 
                         also.page_size, o->page_size);
     also.page_size = o->page_size;
     also.block_size = o->block_size;
+    also.kv_dtype = o->kv_dtype;
+    if (status == STATUS_OK && also.score_alpha < 1) also.summary = o->summary;
+    if (status == STATUS_OK && also.score_alpha >= 1 && options_summary(o) >= SUMMARY_Q8 &&
+        (also.policy == POLICY_QUEST || also.policy == POLICY_RETRO))
+        status = status_fail(
+            &fault, STATUS_BAD_OPTION,
+            "--score-alpha 1: all policies of a run share its --summary, whose codes bound no score");
     if (status == STATUS_OK) status = options_policy(&also, p, &fault);
     options_close(&also);
     return status == STATUS_OK ? status : status_fail(why, status, "--also: %.400s", fault.text);
@@ -95,7 +102,8 @@ static enum status read_request(const struct session *s, struct eval_request *q,
 static void print_json(const struct session *s, const struct eval_request *q, const struct eval_result *r,
                        int i)
 {
-    static const char *const groups[SCORE_GROUP_COUNT] = {"max", "mean", "softmax"};
+    static const char *const groups[SCORE_GROUP_COUNT] = {"max", "mean", "softmax", "recent"};
+    static const char *const summaries[SUMMARY_TYPE_COUNT] = {"f32", "f16", "bf16", "q8", "q4"};
     const struct policy *p = &q->policy[i];
     json_t *j = json_pack(
         "{s:s, s:i, s:f, s:f, s:f, s:I, s:I, s:f, s:f, s:i, s:i, s:i, s:s, s:s}", "policy",
@@ -104,14 +112,16 @@ static void print_json(const struct session *s, const struct eval_request *q, co
         (json_int_t)r->exposure.pages_met, "kv_read_share", r->exposure.kv_read_share, "tokens_per_s",
         r->tokens_per_s, "prompt", q->n_prompt, "steps", q->n_steps, "ranks", s->world.size, "device",
         device_describe(s->model->device), "kv_dtype", dtype_name(s->model->dims.kv));
-    json_t *how = json_pack("{s:f, s:i, s:i, s:f, s:s, s:i, s:i, s:i}", "kv_budget", p->kv_budget,
-                            "kv_budget_tokens", p->kv_budget_tokens, "dense_layers", p->dense_layers,
-                            "score_alpha", (double)p->score_alpha, "score_group", groups[p->score_group],
-                            "sink_pages", p->sink_pages, "page_size", s->model->dims.P, "threads",
-                            s->options->threads == OPTIONS_UNSET ? 0 : s->options->threads);
+    json_t *how =
+        json_pack("{s:f, s:i, s:i, s:f, s:s, s:i, s:i, s:s, s:i}", "kv_budget", p->kv_budget,
+                  "kv_budget_tokens", p->kv_budget_tokens, "dense_layers", p->dense_layers, "score_alpha",
+                  (double)p->score_alpha, "score_group", groups[p->score_group], "sink_pages", p->sink_pages,
+                  "page_size", s->model->dims.P, "summary", summaries[s->model->dims.summary], "threads",
+                  s->options->threads == OPTIONS_UNSET ? 0 : s->options->threads);
     ASSERT(j && how);
     json_object_update(j, how);
     json_decref(how);
+    json_object_set_new(j, "accuracy", json_real(r->right));
     if (q->compare) {
         json_object_set_new(j, "kl", json_real(r->kl));
         json_object_set_new(j, "top1", json_real(r->top));

@@ -162,6 +162,7 @@ enum status session_load(struct session *s, int context, int n_slots, struct rea
         .block_tokens = o->block_size,
         .window = s->window,
         .kv = (enum dtype)o->kv_dtype,
+        .summary = options_summary(o),
         .progress = s->world.rank == 0,
         .node_ranks = s->world.node_size,
     };

@@ -38,7 +38,9 @@ static struct reads reads_of(const struct decode_span *span, int layer, bool sli
      * have chosen that one: counted as not. */
     int oldest = slides && span->position >= sliding_window ? span->position - sliding_window + 1 : 0;
     double keys = sparse ? (double)(n - 1) * m->P + span->position % m->P + 1 : span->position - oldest + 1;
-    return (struct reads){.keys = keys, .summaries = sparse ? candidates : 0, .sparse = sparse};
+    return (struct reads){.keys = keys,
+                          .summaries = sparse && span->group != SCORE_GROUP_RECENT ? candidates : 0,
+                          .sparse = sparse};
 }
 
 static void add_attention(struct cost *c, const struct arch *a, const struct dims *m,

@@ -18,7 +18,7 @@ struct run {
     struct pages pages;
     struct seq seq[EVAL_POLICIES_MAX];
     int32_t next[EVAL_POLICIES_MAX]; /* the token to feed */
-    int n_same[EVAL_POLICIES_MAX];
+    int n_same[EVAL_POLICIES_MAX], n_right[EVAL_POLICIES_MAX];
     struct step step;
     uint64_t n_steps;
     float *dense; /* (vocab) the dense sequence's logits of the prediction at hand ... */
@@ -26,7 +26,7 @@ struct run {
     double dense_lse;
     int32_t dense_best; /* ... and the likeliest token */
     struct npy logits, steps;
-    float *row; /* (3 * n_policies) of dump_steps */
+    float *row; /* (EVAL_STEP_COUNT * n_policies) of dump_steps */
 };
 
 /* ln sum e^logits, summed in double; p (vocab), where not NULL, becomes e^(logits - that). */
@@ -73,9 +73,12 @@ static enum status observe(struct run *r, int i, int at, const struct engine_out
     to->nll += nll;
     to->kl += kl;
     r->n_same[i] += same;
-    r->row[3 * i] = (float)nll;
-    r->row[3 * i + 1] = (float)kl;
-    r->row[3 * i + 2] = same;
+    r->n_right[i] += out->best == token;
+    float *row = r->row + EVAL_STEP_COUNT * i;
+    row[EVAL_STEP_NLL] = (float)nll;
+    row[EVAL_STEP_KL] = (float)kl;
+    row[EVAL_STEP_SAME] = same;
+    row[EVAL_STEP_RIGHT] = out->best == token;
     if (!isfinite(nll))
         return status_fail(why, STATUS_BAD_MODEL,
                            "the logits after %d tokens are not finite: is the model's data "
@@ -142,6 +145,7 @@ static enum status run_steps(struct run *r, struct reason *why)
         to->nll /= q->n_steps;
         to->kl /= q->n_steps;
         to->top = (double)r->n_same[i] / q->n_steps;
+        to->right = (double)r->n_right[i] / q->n_steps;
         to->ppl = fmin(exp(to->nll), DBL_MAX); /* JSON has no infinity */
         to->tokens_per_s = q->n_steps / ((double)decode_us * 1e-6);
         generation_exposure(r->engine, i, &to->exposure);
@@ -163,7 +167,7 @@ static void open_run(struct run *r)
     step_open(&r->step, l);
     r->dense = need((size_t)l->vocab, sizeof(float));
     r->p = need((size_t)l->vocab, sizeof(float));
-    r->row = need(3 * (size_t)r->q->n_policies, sizeof(float));
+    r->row = need(EVAL_STEP_COUNT * (size_t)r->q->n_policies, sizeof(float));
     for (int i = 0; i < r->q->n_policies && r->q->greedy; i++)
         r->result[i].generated = need((size_t)r->q->n_steps, sizeof(int32_t));
 }
@@ -191,7 +195,8 @@ enum status eval_run(struct engine *e, const struct eval_request *q, struct eval
     if (q->dump_logits)
         status = npy_open(&r.logits, "--dump-logits", q->dump_logits, q->n_steps + 1, l->vocab, why);
     if (status == STATUS_OK && q->dump_steps)
-        status = npy_open(&r.steps, "--dump-steps", q->dump_steps, q->n_steps, 3 * q->n_policies, why);
+        status = npy_open(&r.steps, "--dump-steps", q->dump_steps, q->n_steps,
+                          EVAL_STEP_COUNT * q->n_policies, why);
     if (status == STATUS_OK) {
         open_run(&r);
         status = run_steps(&r, why);

@@ -13,6 +13,15 @@
 
 enum { EVAL_POLICIES_MAX = 18 };
 
+/* What dump_steps holds of each policy and prediction. */
+enum eval_step {
+    EVAL_STEP_NLL,   /* of the token that was fed */
+    EVAL_STEP_KL,    /* compare: KL(dense || this) */
+    EVAL_STEP_SAME,  /* compare: 1 when the likeliest token is dense's */
+    EVAL_STEP_RIGHT, /* 1 when the likeliest token is the one that was fed */
+    EVAL_STEP_COUNT
+};
+
 struct eval_request {
     struct policy policy[EVAL_POLICIES_MAX]; /* sequence i runs in slot i */
     int n_policies;
@@ -27,10 +36,11 @@ struct eval_request {
 
 /* Of one policy. */
 struct eval_result {
-    double nll; /* mean over the n_steps fed tokens of -ln p(token | everything before), nats */
-    double ppl; /* exp(nll) */
-    double kl;  /* compare: mean of KL(dense || this) over the same predictions, nats */
-    double top; /* compare: share of predictions whose likeliest token is dense's */
+    double nll;   /* mean over the n_steps fed tokens of -ln p(token | everything before), nats */
+    double ppl;   /* exp(nll) */
+    double kl;    /* compare: mean of KL(dense || this) over the same predictions, nats */
+    double top;   /* compare: share of predictions whose likeliest token is dense's */
+    double right; /* share of predictions whose likeliest token was fed */
     struct exposure exposure;
     double tokens_per_s; /* decode steps only; of each sequence, all running beside each other */
     int32_t *generated;  /* greedy: (n_steps), malloc'd, eval_close frees; else NULL */
@@ -38,7 +48,7 @@ struct eval_result {
 
 /* Fills result (n_policies). Row i of dump_logits (n_steps+1, vocab), and the probability of the i-th fed
  * token, come from the logits after i fed tokens: row 0 is the prediction after the prompt. dump_steps
- * (n_steps, 3 * n_policies): nll, kl and 1 for the same likeliest token, of each policy. */
+ * (n_steps, n_policies * EVAL_STEP_COUNT). */
 enum status eval_run(struct engine *e, const struct eval_request *q, struct eval_result *result,
                      struct reason *why);
 void eval_close(struct eval_result *result, int n_policies);

@@ -38,11 +38,6 @@ void model_files_close(struct model_files *f)
     *f = (struct model_files){0};
 }
 
-static enum summary_type summary_for(enum dtype kv)
-{
-    return kv == DTYPE_F32 ? SUMMARY_F32 : kv == DTYPE_F16 ? SUMMARY_F16 : SUMMARY_BF16;
-}
-
 void model_dims(struct dims *m, const struct arch *a, const struct shard *s, const struct model_options *o)
 {
     int context = (o->context + o->block_tokens - 1) / o->block_tokens * o->block_tokens;
@@ -69,7 +64,7 @@ void model_dims(struct dims *m, const struct arch *a, const struct shard *s, con
         .max_out = o->n_slots,
         .act = o->act,
         .kv = o->kv,
-        .summary = summary_for(o->kv),
+        .summary = o->summary,
         .norm_eps = (float)a->norm_eps,
         .attention_scale = 1.0f / sqrtf((float)a->head_dim),
         .kv_owner = s->kv_owner,

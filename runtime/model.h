@@ -36,8 +36,9 @@ struct model_options {
     int page_tokens, block_tokens;
     int window; /* largest w of any sequence */
     enum dtype kv;
-    bool progress;  /* tell how loading goes */
-    int node_ranks; /* ranks that share this host's memory */
+    enum summary_type summary; /* of pages; one with codes, or that of kv */
+    bool progress;             /* tell how loading goes */
+    int node_ranks;            /* ranks that share this host's memory */
 };
 
 struct model {

@@ -387,6 +387,19 @@ enum status options_ints(struct option_ints *out, const char *flag, const char *
     return STATUS_OK;
 }
 
+enum summary_type options_summary(const struct options *o)
+{
+    enum { AUTO, KEYS, Q8, Q4 };
+    int choice = o->summary;
+    if (choice == AUTO)
+        choice = o->score_alpha >= 1 || o->page_size > 8 || o->device == DEVICE_CUDA ? KEYS
+                 : o->page_size == 8                                                 ? Q8
+                                                                                     : Q4;
+    if (choice == Q8) return SUMMARY_Q8;
+    if (choice == Q4) return SUMMARY_Q4;
+    return o->kv_dtype == DTYPE_F32 ? SUMMARY_F32 : o->kv_dtype == DTYPE_F16 ? SUMMARY_F16 : SUMMARY_BF16;
+}
+
 enum status options_policy(const struct options *o, struct policy *p, struct reason *why)
 {
     if (o->page_size != 4 && o->page_size != 8 && o->page_size != 16 && o->page_size != 32)
@@ -399,6 +412,14 @@ enum status options_policy(const struct options *o, struct policy *p, struct rea
                  policy_kind_name((enum policy_kind)o->policy));
     if (o->given.kv_budget && o->given.kv_budget_tokens)
         return status_fail(why, STATUS_BAD_OPTION, "--kv-budget and --kv-budget-tokens: give one of them");
+    if (o->score_alpha >= 1 && options_summary(o) >= SUMMARY_Q8)
+        return status_fail(
+            why, STATUS_BAD_OPTION,
+            "--score-alpha 1: codes of --summary bound no score; give --summary keys or a smaller alpha");
+    if (o->device == DEVICE_CUDA && (options_summary(o) >= SUMMARY_Q8 || o->policy == POLICY_STREAMING))
+        return status_fail(why, STATUS_BAD_OPTION,
+                           "--device cuda: has no page summaries in codes and no --policy streaming; "
+                           "give --summary keys and another policy");
     *p = (struct policy){
         .kind = (enum policy_kind)o->policy,
         .window = o->policy == POLICY_RETRO ? o->window : 1,

@@ -89,6 +89,8 @@ struct option_ints {
 enum status options_ints(struct option_ints *out, const char *flag, const char *text, int low, int high,
                          struct reason *why);
 
+/* How page summaries are stored: --summary, where `auto` is resolved by alpha and page size. */
+enum summary_type options_summary(const struct options *o);
 /* The sequence policy that the options name, after checks that need several of them. */
 enum status options_policy(const struct options *o, struct policy *p, struct reason *why);
 

@@ -6,7 +6,7 @@
 
 const char *policy_kind_name(enum policy_kind k)
 {
-    static const char *const names[POLICY_KIND_COUNT] = {"dense", "quest", "retro"};
+    static const char *const names[POLICY_KIND_COUNT] = {"dense", "quest", "retro", "streaming"};
     ASSERT(k < POLICY_KIND_COUNT);
     return names[k];
 }
@@ -42,7 +42,7 @@ struct decode_span policy_span(const struct policy *p, int slot, int row0, int p
         .n_select = {policy_select_count(p, last_page + 1, page_tokens),
                      policy_select_count(p, last_page - first_slide + 1, page_tokens)},
         .n_sink = p->sink_pages,
-        .group = (int32_t)p->score_group,
+        .group = (int32_t)(p->kind == POLICY_STREAMING ? SCORE_GROUP_RECENT : p->score_group),
         .alpha = p->score_alpha,
         .keep = p->kind == POLICY_RETRO && p->window > 1,
     };

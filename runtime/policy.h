@@ -1,7 +1,8 @@
 /* policy.h - what a sequence reads and revises, as integers: how many pages, which rows, which layers.
  *
  * Everything about RetroAttention that can be decided without looking inside a tensor is here; the rest is in
- * kernels/ (select, attend, merge). Source: Choi et al. 2508.09001, Tang et al. 2406.10774. */
+ * kernels/ (select, attend, merge). Source: Choi et al. 2508.09001, Tang et al. 2406.10774; STREAMING reads the
+ * sink pages and the most recent ones, as Xiao et al. 2309.17453, but keeps every position's own rope angle. */
 #ifndef RETRO_POLICY_H
 #define RETRO_POLICY_H
 
@@ -9,7 +10,7 @@
 
 #include "kernels/kernels.h"
 
-enum policy_kind { POLICY_DENSE, POLICY_QUEST, POLICY_RETRO, POLICY_KIND_COUNT };
+enum policy_kind { POLICY_DENSE, POLICY_QUEST, POLICY_RETRO, POLICY_STREAMING, POLICY_KIND_COUNT };
 
 struct policy {
     enum policy_kind kind;

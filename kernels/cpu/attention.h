@@ -29,6 +29,18 @@ enum {
     TILE_MAX_G = 64,  /* query heads per kv head */
 };
 
+/* Queries for summaries with codes, rounded to eight bits: q_e is about scale * code_e. `length` codes a query:
+ * Q8 all elements, Q4 the first half of the elements, then the second, each padded with zeros to a multiple of
+ * TILE_CODE_PAD. abs holds their magnitudes. */
+enum { TILE_CODE_PAD = 32 };
+struct tile_codes {
+    enum summary_type type;
+    int n_q, E, length;
+    float scale[TILE_MAX_G];
+    int32_t sum[TILE_MAX_G]; /* of a query's codes */
+    int8_t q[TILE_MAX_G][2 * TILE_MAX_E], abs[TILE_MAX_G][2 * TILE_MAX_E];
+};
+
 /* Rows a caller reads instead of slots that hold nothing: zero in every element type, width 2E for summaries.
  */
 extern const char tile_zero_row[2 * TILE_MAX_E * sizeof(float)];
@@ -39,6 +51,10 @@ struct tile {
      * NULL. */
     void (*dots)(float *s, size_t s_stride, const float *q, size_t q_stride, int n_q, const char *const *row,
                  const char *const *ahead, int c0, int c1, int width, enum dtype type);
+    /* c (n_q,TILE_COLS) and u: columns below n, a multiple of 4, become the exact sums of q_e * code_e of the
+     * middle, and of abs_e * code_e of the half-width, of the summaries at row. Up to TILE_CODE_PAD - 1 bytes
+     * behind a row's codes are read and count for nothing. */
+    void (*code_dots)(int32_t *c, int32_t *u, const struct tile_codes *q, const char *const *row, int n);
     /* kt (n_e,TILE_COLS) f32 = the n_e elements at row[c] + byte_offset, c < n_cols (a multiple of 16; the
      * other columns are left alone). n_e is even and at most TILE_DEPTH. */
     void (*load_keys)(float *kt, const char *const *row, size_t byte_offset, int n_cols, int n_e,
@@ -76,6 +92,8 @@ static inline float tile_move(float *ml, float m)
 }
 
 extern const struct tile tile_portable, tile_avx2, tile_avx512;
+/* Eight-bit products: the same instructions serve both. */
+void tile_avx2_code_dots(int32_t *c, int32_t *u, const struct tile_codes *q, const char *const *row, int n);
 const struct tile *tile_of(enum cpu_isa isa);
 
 /* --- what the ops share --- */

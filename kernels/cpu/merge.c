@@ -95,7 +95,7 @@ static void close_pages(const struct merge *a, const struct decode_span *s, int 
     }
     add[COUNTER_TOKENS_READ] = read;
     add[COUNTER_TOKENS_DENSE] = s->position - lo + 1;
-    add[COUNTER_SUMMARIES_READ] = c.all ? 0 : c.n;
+    add[COUNTER_SUMMARIES_READ] = c.all || s->group == SCORE_GROUP_RECENT ? 0 : c.n;
     for (int i = 0; i < COUNTER_COUNT; i++) __atomic_fetch_add(&counter[i], add[i], __ATOMIC_RELAXED);
 }
 

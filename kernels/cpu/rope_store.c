@@ -5,8 +5,8 @@
  *
  * A task is one kv head (with its group of q heads) of the rows of one span that fall into one stretch of
  * whole pages; so every touched page belongs to one task, which writes its keys and then takes min and max
- * over all keys of the page that the sequence has, as stored. A sequence has at most one span in a step. What
- * lies in a page past the sequence's newest position is never looked at. */
+ * over all keys of the page that the sequence has, as stored (kernels.h says what codes are made of them). A
+ * sequence has at most one span in a step. What lies in a page past the sequence's newest position is never looked at. */
 #include <math.h>
 
 #include "kernels/cpu/attention.h"
@@ -63,8 +63,42 @@ static void norm_rope(float *z, const float *x, const float *weight, const float
     }
 }
 
-/* The page's summary from its first n keys. */
-static void summarize(const struct tile *tile, char *summary, const char *keys, int n, const struct dims *m)
+/* x (n) as codes in [low, top], in x itself; returns the scale, a bf16. */
+static uint16_t quantize(float *x, int n, float low, float top)
+{
+    float most = 0;
+    for (int i = 0; i < n; i++) most = fabsf(x[i]) > most ? fabsf(x[i]) : most;
+    uint16_t stored = dtype_bf16_from_f32(most / top);
+    float scale = dtype_f32_from_bf16(stored);
+    for (int i = 0; i < n; i++) {
+        float code = scale > 0 ? x[i] / scale : 0;
+        code = code < top ? code : top;
+        code = code > low ? code : low;
+        x[i] = (code + 0x1.8p23f) - 0x1.8p23f; /* the nearest integer, ties to even */
+    }
+    return stored;
+}
+
+/* Middle c (E) and half-width u (E) of a page as codes. */
+static void store_codes(char *codes, char *scales, float *c, float *u, const struct dims *m)
+{
+    int E = m->E, half = E / 2;
+    bool q8 = m->summary == SUMMARY_Q8;
+    uint16_t scale[2] = {quantize(c, E, q8 ? -127 : -7, q8 ? 127 : 7), quantize(u, E, 0, q8 ? 127 : 15)};
+    for (int e = 0; e < E && q8; e++) {
+        codes[e] = (char)(int)c[e];
+        codes[E + e] = (char)(int)u[e];
+    }
+    for (int e = 0; e < half && !q8; e++) {
+        codes[e] = (char)(((int)c[e] + 8) | ((int)c[half + e] + 8) << 4);
+        codes[half + e] = (char)((int)u[e] | (int)u[half + e] << 4);
+    }
+    memcpy(scales, scale, sizeof scale);
+}
+
+/* The page's summary from its first n keys; scales are apart from it where it has codes. */
+static void summarize(const struct tile *tile, char *summary, char *scales, const char *keys, int n,
+                      const struct dims *m)
 {
     float lo[TILE_MAX_E], hi[TILE_MAX_E], k[TILE_MAX_E];
     size_t row_bytes = (size_t)m->E * dtype_bytes(m->kv);
@@ -79,6 +113,15 @@ static void summarize(const struct tile *tile, char *summary, const char *keys, 
             lo[e] = k[e] < lo[e] ? k[e] : lo[e];
             hi[e] = k[e] > hi[e] ? k[e] : hi[e];
         }
+    }
+    if (summary_has_codes(m)) {
+        for (int e = 0; e < m->E; e++) {
+            float middle = (hi[e] + lo[e]) * 0.5f, width = (hi[e] - lo[e]) * 0.5f;
+            lo[e] = middle;
+            hi[e] = width;
+        }
+        store_codes(summary, scales, lo, hi, m);
+        return;
     }
     tile->narrow(summary, lo, m->E, type);
     tile->narrow(summary + m->summary_bytes / 2, hi, m->E, type);
@@ -109,8 +152,8 @@ static void store_rows(const struct rope_store *a, struct rows s, int i0, int i1
     for (int page = (s.position0 + i0) / m->P; page <= (s.position0 + i1 - 1) / m->P; page++) {
         struct page_place at = page_place_of(a->kv, blocks, page, m);
         int n = newest - page * m->P + 1 < m->P ? newest - page * m->P + 1 : m->P;
-        summarize(a->tile, at.block + kv_summary_offset(m, kv_head, at.page), page_keys(at, m, kv_head), n,
-                  m);
+        summarize(a->tile, at.block + kv_summary_offset(m, kv_head, at.page),
+                  at.block + kv_scales_offset(m, kv_head, at.page), page_keys(at, m, kv_head), n, m);
     }
 }
 

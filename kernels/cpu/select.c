@@ -4,10 +4,12 @@
  *            = q' . (min_j | max_j),
  *   q' = ((q_h - alpha |q_h|) / 2 | (q_h + alpha |q_h|) / 2) * attention_scale
  *
- * so a page summary is a key of width 2E and the tile primitives score it. The group's scores become one per
- * page (max, mean, or softmax over the candidate pages per head, then the mean over heads). The page of the
- * new position and the first n_sink pages are chosen whatever they score, then the best others until n_select
- * are chosen.
+ * so a page summary is a key of width 2E and the tile primitives score it. Of summaries with codes the two
+ * products are sums of integers, with the query in eight bits too: exact, whatever the instruction set.
+ *
+ * The group's scores become one per page (max, mean, or softmax over the candidate pages per head, then the
+ * mean over heads). The page of the new position and the first n_sink pages are chosen whatever they score,
+ * then the best others until n_select are chosen; with SCORE_GROUP_RECENT the last ones, and nothing is scored.
  *
  * Two passes: scores, a task being 256 pages of one kv head of one span; then one task a kv head and span for
  * reducing and choosing. Choosing is linear: scores become integers of the same order, the n-th largest is
@@ -46,6 +48,12 @@ size_t cpu_select_scratch_bytes(struct device *d, const struct dims *m)
     return (size_t)m->max_spans * (size_t)m->Qr * score_stride(m) * sizeof(float);
 }
 
+/* Whether the span's pages are scored at all. */
+static bool scores_pages(const struct decode_span *s, struct candidates c)
+{
+    return !c.all && s->group != SCORE_GROUP_RECENT;
+}
+
 static enum dtype summary_dtype(const struct dims *m)
 {
     return m->summary == SUMMARY_F32 ? DTYPE_F32 : m->summary == SUMMARY_F16 ? DTYPE_F16 : DTYPE_BF16;
@@ -61,8 +69,13 @@ static void bound_query(float *w, const float *q, float alpha, float scale, int 
 }
 
 /* Summaries of the 64 (or fewer) candidates from `first` of the score task: rows of the cache, zero rows up
- * to 64. Returns how many there are; 0 behind the last task or candidate. */
-static int tile_rows(const struct select *a, const char **row, int task, int first)
+ * to 64, and where they have codes their scales. Returns how many there are; 0 behind the last task or
+ * candidate. */
+struct tile_rows {
+    const char *row[TILE_COLS], *scales[TILE_COLS];
+};
+
+static int tile_rows(const struct select *a, struct tile_rows *to, int task, int first)
 {
     const struct dims *m = a->m;
     int at = task / a->stretches, kv_head = at % m->Kr;
@@ -70,15 +83,73 @@ static int tile_rows(const struct select *a, const char **row, int task, int fir
     if (at >= a->b->n_decode * m->Kr) return 0;
     const struct decode_span *s = &a->b->host_decode[at / m->Kr];
     struct candidates c = candidates_of(s, a->kv, m);
-    if (c.all || first >= c.n) return 0;
+    if (!scores_pages(s, c) || first >= c.n) return 0;
     const int32_t *blocks = span_blocks(a->b, m, s->slot);
     int n = c.n - first < TILE_COLS ? c.n - first : TILE_COLS;
-    for (int j = 0; j < n; j++) {
-        struct page_place p = page_place_of(a->kv, blocks, c.first + first + j, m);
-        row[j] = p.block + kv_summary_offset(m, kv_head, p.page);
+    int per_block = m->B / m->P, page = (c.first + first) % per_block;
+    const int32_t *block = blocks + (c.first + first) / per_block;
+    for (int j = 0; j < n; page = 0, block++) {
+        const char *record = kv_layer_block(a->kv, m, *block);
+        for (; page < per_block && j < n; page++, j++) {
+            to->row[j] = record + kv_summary_offset(m, kv_head, page);
+            to->scales[j] = record + kv_scales_offset(m, kv_head, page);
+        }
     }
-    for (int j = n; j < TILE_COLS; j++) row[j] = tile_zero_row;
+    for (int j = n; j < TILE_COLS; j++) to->row[j] = tile_zero_row;
     return n;
+}
+
+/* The group's queries in eight bits. The scale takes in that of attention. */
+static void code_queries(struct tile_codes *to, const float *q, const struct dims *m)
+{
+    int E = m->E, half = m->summary == SUMMARY_Q4 ? E / 2 : E, parts = E / half;
+    int padded = (half + TILE_CODE_PAD - 1) / TILE_CODE_PAD * TILE_CODE_PAD;
+    to->type = m->summary;
+    to->n_q = m->G;
+    to->E = E;
+    to->length = parts * padded;
+    for (int i = 0; i < m->G; i++, q += E) {
+        float most = 0;
+        for (int e = 0; e < E; e++) most = fabsf(q[e]) > most ? fabsf(q[e]) : most;
+        float scale = most / 127;
+        to->scale[i] = scale * m->attention_scale;
+        to->sum[i] = 0;
+        memset(to->q[i], 0, (size_t)to->length);
+        memset(to->abs[i], 0, (size_t)to->length);
+        for (int e = 0; e < E; e++) {
+            float code = scale > 0 ? q[e] / scale : 0;
+            code = code < 127 ? code : 127;
+            code = code > -127 ? code : -127;
+            int at = e < half ? e : padded + e - half, k = (int)lrintf(code);
+            to->q[i][at] = (int8_t)k;
+            to->abs[i][at] = (int8_t)(k < 0 ? -k : k);
+            to->sum[i] += k;
+        }
+    }
+}
+
+/* Scores of n summaries from their codes: score (G,stride). Prefetches the n_next at `next`. */
+static void score_codes(const struct select *a, float *score, const struct tile_codes *q, float alpha,
+                        const struct tile_rows *rows, int n, const struct tile_rows *next, int n_next)
+{
+    int32_t c[TILE_MAX_G * TILE_COLS], u[TILE_MAX_G * TILE_COLS];
+    float scale[2][TILE_COLS];
+    for (int j = 0; j < n_next; j++) {
+        for (size_t at = 0; at < a->m->summary_stride; at += 64) __builtin_prefetch(next->row[j] + at);
+        if (j % (64 / SUMMARY_SCALES_BYTES) == 0) __builtin_prefetch(next->scales[j]);
+    }
+    a->tile->code_dots(c, u, q, rows->row, (n + 3) / 4 * 4);
+    for (int j = 0; j < n; j++) {
+        uint16_t pair[2];
+        memcpy(pair, rows->scales[j], sizeof pair);
+        scale[0][j] = dtype_f32_from_bf16(pair[0]);
+        scale[1][j] = dtype_f32_from_bf16(pair[1]) * alpha;
+    }
+    for (int i = 0; i < q->n_q; i++, score += score_stride(a->m))
+        for (int j = 0; j < n; j++)
+            score[j] =
+                ((float)c[i * TILE_COLS + j] * scale[0][j] + (float)u[i * TILE_COLS + j] * scale[1][j]) *
+                q->scale[i];
 }
 
 /* Scores of up to SCORE_PAGES candidates for the heads of the group. While a tile is scored the next one is
@@ -90,21 +161,29 @@ static void score_task(void *arg, int task, int thread)
     (void)thread;
     int at = task / a->stretches, kv_head = at % m->Kr, E = m->E, from = task % a->stretches * SCORE_PAGES;
     const struct decode_span *s = &a->b->host_decode[at / m->Kr];
-    const char *rows[2][TILE_COLS];
-    int n = tile_rows(a, rows[0], task, 0);
+    struct tile_rows rows[2];
+    int n = tile_rows(a, &rows[0], task, 0);
     if (n == 0) return;
 
-    float w[TILE_MAX_G * 2 * TILE_MAX_E];
+    union {
+        float bound[TILE_MAX_G * 2 * TILE_MAX_E];
+        struct tile_codes codes;
+    } w;
     size_t row = (size_t)(s->row0 + s->n_rows - 1);
     const float *q = a->q + (row * (size_t)m->Qr + (size_t)(kv_head * m->G)) * (size_t)E;
-    for (int h = 0; h < m->G; h++) bound_query(w + h * 2 * E, q + h * E, s->alpha, m->attention_scale, E);
+    if (summary_has_codes(m)) code_queries(&w.codes, q, m);
+    for (int h = 0; h < m->G && !summary_has_codes(m); h++)
+        bound_query(w.bound + h * 2 * E, q + h * E, s->alpha, m->attention_scale, E);
     float *score = a->score + (size_t)at * (size_t)m->G * score_stride(m) + from;
     for (int first = 0, i = 0; n > 0; first += TILE_COLS, i ^= 1) {
         bool last = first + TILE_COLS >= SCORE_PAGES;
-        int next = last ? tile_rows(a, rows[i ^ 1], task + 1, 0)
-                        : tile_rows(a, rows[i ^ 1], task, first + TILE_COLS);
-        a->tile->dots(score + first, score_stride(m), w, (size_t)(2 * E), m->G, rows[i],
-                      next ? rows[i ^ 1] : NULL, 0, (n + 3) / 4 * 4, 2 * E, summary_dtype(m));
+        int next = last ? tile_rows(a, &rows[i ^ 1], task + 1, 0)
+                        : tile_rows(a, &rows[i ^ 1], task, first + TILE_COLS);
+        if (summary_has_codes(m))
+            score_codes(a, score + first, &w.codes, s->alpha, &rows[i], n, &rows[i ^ 1], next);
+        else
+            a->tile->dots(score + first, score_stride(m), w.bound, (size_t)(2 * E), m->G, rows[i].row,
+                          next ? rows[i ^ 1].row : NULL, 0, (n + 3) / 4 * 4, 2 * E, summary_dtype(m));
         n = last ? 0 : next;
     }
 }
@@ -155,6 +234,18 @@ static int32_t nth_largest(const struct tile *tile, const int32_t *key, int padd
     return (int32_t)(found ^ 0x80000000u);
 }
 
+/* The sink pages and the last ones, at least one of these. */
+static int choose_recent(int32_t *page, struct candidates c, int n_sink)
+{
+    int sinks = n_sink > c.first ? n_sink - c.first : 0, n = 0;
+    if (sinks > c.n) sinks = c.n;
+    int recent = c.n_select - sinks > 1 ? c.n_select - sinks : 1;
+    if (recent > c.n - sinks) recent = c.n - sinks;
+    for (int j = 0; j < sinks; j++) page[n++] = c.first + j;
+    for (int j = c.n - recent; j < c.n; j++) page[n++] = c.first + j;
+    return n;
+}
+
 /* Task: (span, kv head). */
 static void choose_task(void *arg, int task, int thread)
 {
@@ -167,6 +258,10 @@ static void choose_task(void *arg, int task, int thread)
     if (c.all) {
         for (int j = 0; j < c.n; j++) page[j] = c.first + j;
         a->count[task] = c.n;
+        return;
+    }
+    if (s->group == SCORE_GROUP_RECENT) {
+        a->count[task] = choose_recent(page, c, s->n_sink);
         return;
     }
     float *score = a->score + (size_t)task * (size_t)m->G * score_stride(m);
@@ -200,7 +295,7 @@ void cpu_select(struct device *d, int32_t *pages, int32_t *count, const float *q
     int most = 0;
     for (int i = 0; i < b->n_decode; i++) {
         struct candidates c = candidates_of(&b->host_decode[i], kv, m);
-        if (!c.all && c.n > most) most = c.n;
+        if (scores_pages(&b->host_decode[i], c) && c.n > most) most = c.n;
     }
     struct select a = {
         tile_of(cpu_isa_of(d)), pages, count, scratch, q, kv, b, m, (most + SCORE_PAGES - 1) / SCORE_PAGES};

@@ -112,8 +112,29 @@ static int count_at_least(const int32_t *key, int n, int32_t limit)
     return count;
 }
 
-const struct tile tile_portable = {dots,     load_keys, scores, weigh,         values,
-                                   scale_by, widen,     narrow, count_at_least};
+static void code_dots(int32_t *c, int32_t *u, const struct tile_codes *q, const char *const *row, int n)
+{
+    int half = q->E / 2;
+    for (int j = 0; j < n; j++)
+        for (int i = 0; i < q->n_q; i++) {
+            int32_t sum[2] = {0, 0};
+            for (int e = 0; e < q->E; e++) {
+                int at = q->type == SUMMARY_Q8 || e < half ? e : q->length / 2 + e - half, code[2];
+                for (int v = 0; v < 2; v++) { /* the middle, the half-width */
+                    if (q->type == SUMMARY_Q8) code[v] = (signed char)row[j][v * q->E + e];
+                    else code[v] = (unsigned char)row[j][v * half + e % half] >> (e < half ? 0 : 4) & 15;
+                }
+                if (q->type == SUMMARY_Q4) code[0] -= 8;
+                sum[0] += q->q[i][at] * code[0];
+                sum[1] += q->abs[i][at] * code[1];
+            }
+            c[i * TILE_COLS + j] = sum[0];
+            u[i * TILE_COLS + j] = sum[1];
+        }
+}
+
+const struct tile tile_portable = {dots,   code_dots, load_keys, scores, weigh,
+                                   values, scale_by,  widen,     narrow, count_at_least};
 
 const struct tile *tile_of(enum cpu_isa isa)
 {

@@ -229,5 +229,84 @@ static int count_at_least(const int32_t *key, int n, int32_t limit)
 
 #include "kernels/cpu/tile_simd.h"
 
-const struct tile tile_avx2 = {dots,     load_keys, scores, weigh,         values,
-                               scale_by, widen,     narrow, count_at_least};
+/* Four bits as bytes. */
+static inline __m256i low_nibbles(__m256i x) { return _mm256_and_si256(x, _mm256_set1_epi8(15)); }
+static inline __m256i high_nibbles(__m256i x) { return low_nibbles(_mm256_srli_epi16(x, 4)); }
+static inline __m256i code_load(const void *p) { return _mm256_loadu_si256((const __m256i *)p); }
+static inline __m256i code_sum(__m256i x) { return _mm256_madd_epi16(x, _mm256_set1_epi16(1)); }
+
+/* The sums of the lanes of four vectors. */
+static inline __m128i code_reduce4(__m256i a, __m256i b, __m256i c, __m256i d)
+{
+    __m256i x = _mm256_hadd_epi32(_mm256_hadd_epi32(a, b), _mm256_hadd_epi32(c, d));
+    return _mm_add_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+}
+
+static inline void code_store2(int32_t *to, __m128i x) { _mm_storel_epi64((__m128i *)(void *)to, x); }
+
+/* Two pages at once. Sums of 16 bits hold: 8 products of a pair are at most 8 * 2 * 15 * 127. */
+INLINE void dots_q4(int32_t *c, int32_t *u, const struct tile_codes *q, const char *const *row, int segments)
+{
+    int half = q->E / 2;
+    for (int i = 0; i < q->n_q; i++) {
+        __m256i sum[4] = {_mm256_setzero_si256(), _mm256_setzero_si256(), _mm256_setzero_si256(),
+                          _mm256_setzero_si256()};
+        for (int s = 0; s < segments; s++) {
+            const int8_t *at = q->q[i] + 32 * s, *abs = q->abs[i] + 32 * s;
+            __m256i q0 = code_load(at), q1 = code_load(at + 32 * segments);
+            __m256i a0 = code_load(abs), a1 = code_load(abs + 32 * segments);
+#pragma GCC unroll 2
+            for (int j = 0; j < 2; j++) {
+                __m256i x = code_load(row[j] + 32 * s), y = code_load(row[j] + half + 32 * s);
+                x = _mm256_add_epi16(_mm256_maddubs_epi16(low_nibbles(x), q0),
+                                     _mm256_maddubs_epi16(high_nibbles(x), q1));
+                y = _mm256_add_epi16(_mm256_maddubs_epi16(low_nibbles(y), a0),
+                                     _mm256_maddubs_epi16(high_nibbles(y), a1));
+                sum[j] = _mm256_add_epi16(sum[j], x);
+                sum[2 + j] = _mm256_add_epi16(sum[2 + j], y);
+            }
+        }
+        __m128i both = code_reduce4(code_sum(sum[0]), code_sum(sum[1]), code_sum(sum[2]), code_sum(sum[3]));
+        code_store2(c + i * TILE_COLS, _mm_sub_epi32(both, _mm_set1_epi32(8 * q->sum[i])));
+        code_store2(u + i * TILE_COLS, _mm_unpackhi_epi64(both, both));
+    }
+}
+
+/* A pair of products is at most 2 * 127 * 127: it fits, two pairs do not. */
+INLINE void dots_q8(int32_t *c, int32_t *u, const struct tile_codes *q, const char *const *row, int segments)
+{
+    for (int i = 0; i < q->n_q; i++) {
+        __m256i sum[4] = {_mm256_setzero_si256(), _mm256_setzero_si256(), _mm256_setzero_si256(),
+                          _mm256_setzero_si256()};
+        for (int s = 0; s < segments; s++) {
+            __m256i qs = code_load(q->q[i] + 32 * s), as = code_load(q->abs[i] + 32 * s);
+#pragma GCC unroll 2
+            for (int j = 0; j < 2; j++) {
+                __m256i x = code_load(row[j] + 32 * s), y = code_load(row[j] + q->E + 32 * s);
+                x = _mm256_maddubs_epi16(_mm256_abs_epi8(x), _mm256_sign_epi8(qs, x));
+                y = _mm256_maddubs_epi16(y, as);
+                sum[j] = _mm256_add_epi32(sum[j], code_sum(x));
+                sum[2 + j] = _mm256_add_epi32(sum[2 + j], code_sum(y));
+            }
+        }
+        __m128i both = code_reduce4(sum[0], sum[1], sum[2], sum[3]);
+        code_store2(c + i * TILE_COLS, both);
+        code_store2(u + i * TILE_COLS, _mm_unpackhi_epi64(both, both));
+    }
+}
+
+void tile_avx2_code_dots(int32_t *c, int32_t *u, const struct tile_codes *q, const char *const *row, int n)
+{
+    int segments = q->length / 32;
+    if (q->type == SUMMARY_Q8)
+        for (int j = 0; j < n; j += 2) dots_q8(c + j, u + j, q, row + j, segments);
+    else if (segments == 2) /* the usual head widths */
+        for (int j = 0; j < n; j += 2) dots_q4(c + j, u + j, q, row + j, 1);
+    else if (segments == 4)
+        for (int j = 0; j < n; j += 2) dots_q4(c + j, u + j, q, row + j, 2);
+    else
+        for (int j = 0; j < n; j += 2) dots_q4(c + j, u + j, q, row + j, segments / 2);
+}
+
+const struct tile tile_avx2 = {dots,   tile_avx2_code_dots, load_keys, scores, weigh, values, scale_by, widen,
+                               narrow, count_at_least};

@@ -98,7 +98,7 @@ def test_help_names_every_option():
         (["--prompt", "x", "--kv-budget", "1.5"], "--kv-budget"),
         (["--prompt", "x", "--page-size", "12"], "--page-size 12.*4, 8, 16 or 32"),
         (["--prompt", "x", "--block-size", "24", "--page-size", "16"], "--block-size 24"),
-        (["--prompt", "x", "--policy", "sparse"], "dense\\|quest\\|retro"),
+        (["--prompt", "x", "--policy", "sparse"], "dense\\|quest\\|retro\\|streaming"),
         (["--prompt", "x", "--prompt", "y"], "--prompt.*twice"),
         (["--prompt", "x", "--tp", "2"], "--tp 2.*mpirun -n 2"),
         (["--prompt", "x", "--dp", "2"], "--dp 2.*1 rank was started.*mpirun -n 2"),

@@ -19,7 +19,7 @@ def spell(**policy):
 
 def test_policies_beside_each_other_are_those_alone(tiny, ids, tmp_path):
     folder, tokens = tiny(**SHAPES["llama3-gqa"]), ids(320, 200)
-    run = {name: SPARSE[name] for name in ("page_size", "block_size", "kv_dtype")}
+    run = dict(page_size=4, block_size=16, kv_dtype="f32", summary="keys")
     policies = [
         dict(policy="quest", kv_budget=0.3, dense_layers=0),
         dict(policy="retro", window=5, kv_budget=0.25, dense_layers=1, score_alpha=1, score_group="max"),
@@ -65,11 +65,13 @@ def test_distance_from_dense(tiny, ids, tmp_path, ranks):
     same = p.argmax(axis=1) == q.argmax(axis=1)
     fed = read_tokens(tokens, 200, 320)[PROMPT : PROMPT + STEPS]
     steps = np.load(tmp_path / "s.npy")
-    assert steps.shape == (STEPS, 9)
+    assert steps.shape == (STEPS, 12)
     np.testing.assert_allclose(steps[:, 0], -p[np.arange(STEPS), fed], atol=1e-5)
-    np.testing.assert_allclose(steps[:, 3], -q[np.arange(STEPS), fed], atol=1e-5)
-    np.testing.assert_allclose(steps[:, 4], kl, atol=1e-5)
-    np.testing.assert_array_equal(steps[:, 5], same)
+    np.testing.assert_allclose(steps[:, 4], -q[np.arange(STEPS), fed], atol=1e-5)
+    np.testing.assert_allclose(steps[:, 5], kl, atol=1e-5)
+    np.testing.assert_array_equal(steps[:, 6], same)
+    np.testing.assert_array_equal(steps[:, 7], q.argmax(axis=1) == fed)
+    assert quest["accuracy"] == steps[:, 7].mean()
     assert 0.01 < kl.mean() == pytest.approx(quest["kl"], abs=1e-6) and quest["top1"] == same.mean() < 1
     assert dense["policy"] == "dense" and dense["kl"] == 0 and dense["top1"] == 1
     assert full["kl"] < 1e-9 and full["top1"] == 1 and full["nll"] == dense["nll"]
@@ -138,6 +140,8 @@ def test_probe_changes_nothing(tiny, ids):
         (["--also", "--window 0"], "--also: --window 0: out of range"),
         (["--also", "retro"], "--also: retro: unexpected"),
         (["--page-size", "8", "--also", "--preset paper"], "--also: --preset: .*16.*--page-size 8"),
+        (["--page-size", "4", "--also", "--policy quest --score-alpha 1"], "--also: --score-alpha 1: .*--summary"),
+        (["--summary", "q8", "--preset", "paper"], "--score-alpha 1: .*--summary keys"),
         (["--compare", "--greedy"], "--compare and --greedy"),
         (["--dump-steps", "/nowhere/x"], "--dump-steps /nowhere/x: No such file"),
     ],

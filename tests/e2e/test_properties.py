@@ -115,6 +115,54 @@ def test_page_sizes_and_instruction_sets(tiny, ids, tmp_path, page_size, isa):
     assert np.median(mean) < 1e-3 and mean[:10].max() < 1e-3
 
 
+@pytest.mark.parametrize("summary, page_size", [("q4", 4), ("q8", 8), ("q4", 16), ("keys", 4)])
+@pytest.mark.parametrize("shape", ["llama2-mha", "llama3-gqa", "mistral-slide", "qwen3-norm"])
+def test_summaries_agree_with_the_reference(tiny, ids, tmp_path, shape, summary, page_size):
+    folder, tokens = tiny(**SHAPES[shape]), ids(320, 300)
+    settings = dict(page_size=page_size, kv_budget=0.2, dense_layers=0, kv_dtype="f32", window=2, summary=summary)
+    out = tmp_path / "ours.npy"
+    ours = cli.evaluate(folder, tokens, 200, 50, dump=out, block_size=32, **settings)
+    expected, logits = evaluate(Model.load(str(folder)), read_tokens(tokens, 250, 320), 200, 50, Settings(**settings))
+    mean, _ = logits_apart(logits, np.load(out))
+    assert np.median(mean) < 1e-3 and mean[:10].max() < 1e-3, f"{mean}"
+    assert ours["pages_loaded"] == expected["pages_loaded"] and ours["summary"] == summary.replace("keys", "f32")
+    if "slide" not in shape:
+        assert ours["kv_read_share"] == pytest.approx(expected["kv_read_share"], rel=1e-6)
+    choice = {"cpu_isa": "portable"}
+    other = cli.evaluate(folder, tokens, 200, 50, block_size=64, **choice, **settings)
+    assert other["nll"] == pytest.approx(ours["nll"], abs=1e-4)
+
+
+def test_summaries_in_codes_hold_what_holds_of_keys(tiny, ids, tmp_path):
+    folder, tokens = tiny(**SHAPES["llama3-gqa"]), ids(320, 200)
+    base = dict(page_size=4, block_size=16, kv_budget=0.25, dense_layers=0, kv_dtype="bf16", summary="q4", threads=1)
+    expected = bits(folder, tokens, 130, 40, tmp_path / "a.npy", window=3, **base)
+    for change in (dict(prefill_chunk=7), dict(threads=3), dict(block_size=64), dict(max_context=1000)):
+        changed = bits(folder, tokens, 130, 40, tmp_path / "b.npy", window=3, **{**base, **change})
+        assert np.array_equal(expected, changed), change
+    quest = bits(folder, tokens, 130, 40, tmp_path / "a.npy", policy="quest", **base)
+    assert np.array_equal(quest, bits(folder, tokens, 130, 40, tmp_path / "b.npy", window=1, **base))
+    one, two = (cli.evaluate(folder, tokens, 130, 40, ranks=r, greedy=True, window=3, **{**base, "kv_dtype": "f32"})
+                for r in (1, 2))
+    assert one["tokens"] == two["tokens"] and one["pages_loaded"] == two["pages_loaded"]
+
+
+@pytest.mark.parametrize("shape", ["llama3-gqa", "qwen2-slide"])
+def test_streaming_reads_sinks_and_the_most_recent(tiny, ids, tmp_path, shape):
+    folder, tokens = tiny(**SHAPES[shape]), ids(320, 200)
+    settings = dict(SPARSE, policy="streaming", sink_pages=2)
+    out = tmp_path / "ours.npy"
+    ours = cli.evaluate(folder, tokens, 120, 60, dump=out, **settings)
+    settings.pop("block_size")
+    expected, logits = evaluate(Model.load(str(folder)), read_tokens(tokens, 180, 320), 120, 60, Settings(**settings))
+    mean, _ = logits_apart(logits, np.load(out))
+    assert mean.max() < 1e-3  # nothing is scored, nothing can tie
+    assert ours["pages_loaded"] == expected["pages_loaded"] and ours["pages_met"] == 0
+    if "slide" not in shape:
+        assert ours["kv_read_share"] == pytest.approx(expected["kv_read_share"], rel=1e-6)
+        assert ours["kv_read_share"] < 0.5
+
+
 def test_token_budget(tiny, ids):
     folder, tokens = tiny(**SHAPES["llama3-gqa"]), ids(320, 300)
     settings = dict(page_size=4, dense_layers=1, kv_dtype="f32", policy="quest", kv_budget_tokens=42)

@@ -62,12 +62,71 @@ void expect_untouched(const struct world *w, bool slots_too)
     if (slots_too) assert_memory_equal(w->slots, w->slots_before, (size_t)m->n_slots * m->slot_bytes);
 }
 
+/* The stored codes of a page's summary: middle c and half-width u (E), unscaled, and the two scales. */
+static void read_codes(const struct world *w, int slot, int page, int kv_head, int *c, int *u,
+                       double scale[2])
+{
+    const struct dims *m = &w->m;
+    const char *block = block_of(w, slot, page * m->P);
+    const unsigned char *at =
+        (const unsigned char *)block + kv_summary_offset(m, kv_head, page % (m->B / m->P));
+    uint16_t stored[2];
+    memcpy(stored, block + kv_scales_offset(m, kv_head, page % (m->B / m->P)), sizeof stored);
+    for (int i = 0; i < 2; i++) scale[i] = (double)dtype_f32_from_bf16(stored[i]);
+    for (int e = 0; e < m->E; e++) {
+        int half = m->E / 2, byte = e % half, shift = e < half ? 0 : 4;
+        bool q8 = m->summary == SUMMARY_Q8;
+        c[e] = q8 ? (signed char)at[e] : (at[byte] >> shift & 15) - 8;
+        u[e] = q8 ? at[m->E + e] : at[half + byte] >> shift & 15;
+    }
+}
+
+/* x (E) against codes: the scale is that of the largest, each code the nearest in [low, top]. */
+static void expect_codes(const double *x, const int *code, double scale, int E, int low, int top)
+{
+    double most = 0;
+    for (int e = 0; e < E; e++) most = fmax(most, fabs(x[e]));
+    NEAR(scale, most / top, most / top * 0x1p-8 + 1e-40, "scale of a summary");
+    for (int e = 0; e < E; e++) {
+        assert_true(code[e] >= low && code[e] <= top);
+        NEAR(code[e] * scale, x[e], scale * 0.501 + fabs(x[e]) * 0x1p-8 + 1e-38 * top, "code of element %d",
+             e);
+    }
+}
+
+static void expect_summary_codes(const struct world *w, int slot, int page, int last, int kv_head)
+{
+    const struct dims *m = &w->m;
+    double c[512], u[512], scale[2];
+    int code_c[512], code_u[512];
+    for (int e = 0; e < m->E; e++) {
+        double lo = INFINITY, hi = -INFINITY;
+        for (int t = page * m->P; t <= last; t++) {
+            lo = fmin(lo, world_key(w, slot, t, kv_head, e));
+            hi = fmax(hi, world_key(w, slot, t, kv_head, e));
+        }
+        c[e] = (hi + lo) / 2;
+        u[e] = (hi - lo) / 2;
+    }
+    read_codes(w, slot, page, kv_head, code_c, code_u, scale);
+    bool q8 = m->summary == SUMMARY_Q8;
+    expect_codes(c, code_c, scale[0], m->E, q8 ? -127 : -7, q8 ? 127 : 7);
+    expect_codes(u, code_u, scale[1], m->E, 0, q8 ? 127 : 15);
+    char *block = block_of(w, slot, page * m->P);
+    allow(w, block + kv_summary_offset(m, kv_head, page % (m->B / m->P)), m->summary_stride);
+    allow(w, block + kv_scales_offset(m, kv_head, page % (m->B / m->P)), SUMMARY_SCALES_BYTES);
+}
+
 /* The summary of a page: min and max of its keys up to `newest`. */
 static void expect_summary(const struct world *w, int slot, int page, int newest, int kv_head)
 {
     const struct dims *m = &w->m;
     char *at = block_of(w, slot, page * m->P) + kv_summary_offset(m, kv_head, page % (m->B / m->P));
     int last = page * m->P + m->P - 1 < newest ? page * m->P + m->P - 1 : newest;
+    if (summary_has_codes(m)) {
+        expect_summary_codes(w, slot, page, last, kv_head);
+        return;
+    }
     for (int e = 0; e < m->E; e++) {
         double lo = INFINITY, hi = -INFINITY, got[2];
         for (int t = page * m->P; t <= last; t++) {
@@ -127,7 +186,26 @@ void expect_rope_store(const struct world *w)
     expect_untouched(w, true);
 }
 
-/* Group scores of pages [first,first+n), as ALGORITHM.md has them, from the keys themselves. */
+/* A page's score for a head from its stored codes and the head's query rounded to eight bits. */
+static double score_of_codes(const struct world *w, const struct decode_span *s, int page, int kv_head,
+                             const float *q)
+{
+    int c[512], u[512], E = w->m.E;
+    double scale[2], x = 0, y = 0;
+    float most = 0;
+    read_codes(w, s->slot, page, kv_head, c, u, scale);
+    for (int e = 0; e < E; e++) most = fmaxf(most, fabsf(q[e]));
+    float step = most / 127;
+    for (int e = 0; e < E; e++) {
+        double code = step > 0 ? (double)nearbyintf(q[e] / step) : 0;
+        x += code * c[e];
+        y += fabs(code) * u[e];
+    }
+    return (x * scale[0] + (double)s->alpha * y * scale[1]) * (double)step;
+}
+
+/* Group scores of pages [first,first+n), as ALGORITHM.md has them, from the keys themselves or, where
+ * summaries have codes, from these. */
 static void page_scores(const struct world *w, double *score, const struct decode_span *s, int kv_head,
                         int first, int n)
 {
@@ -151,8 +229,14 @@ static void page_scores(const struct world *w, double *score, const struct decod
             double x = 0;
             for (int e = 0; e < E; e++)
                 x += (double)q[e] * c[e] + (double)s->alpha * fabs((double)q[e]) * u[e];
+            if (summary_has_codes(m)) x = score_of_codes(w, s, first + j, kv_head, q);
             head[h * n + j] = x * (double)m->attention_scale;
         }
+    }
+    if (s->group == SCORE_GROUP_RECENT) { /* the later, the better */
+        for (int j = 0; j < n; j++) score[j] = first + j;
+        free(head);
+        return;
     }
     for (int j = 0; j < n; j++) score[j] = s->group == SCORE_GROUP_MAX ? -INFINITY : 0;
     for (int h = 0; h < m->G; h++) {
@@ -319,7 +403,7 @@ static void close_expected(struct world *w, int span, int g)
         if (counted) counter[COUNTER_PAGES_MET] += add[COUNTER_PAGES_MET];
         counter[COUNTER_TOKENS_READ] += add[COUNTER_TOKENS_READ];
         counter[COUNTER_TOKENS_DENSE] += s->position - lo + 1;
-        counter[COUNTER_SUMMARIES_READ] += all ? 0 : candidates;
+        counter[COUNTER_SUMMARIES_READ] += all || s->group == SCORE_GROUP_RECENT ? 0 : candidates;
     }
 }
 

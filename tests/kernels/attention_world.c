@@ -53,6 +53,7 @@ static void set_dims(struct world *w)
     m->act = c->act;
     m->kv = c->kv;
     m->summary = c->kv == DTYPE_F32 ? SUMMARY_F32 : c->kv == DTYPE_F16 ? SUMMARY_F16 : SUMMARY_BF16;
+    if (c->codes) m->summary = c->codes;
     m->norm_eps = 1e-5f;
     m->attention_scale = 1 / sqrtf((float)c->E);
     m->kv_owner = !c->unowned;

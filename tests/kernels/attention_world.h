@@ -17,11 +17,12 @@ struct world_config {
     enum dtype kv, act;
     enum cpu_isa isa;
     int n_threads;
-    bool norms;      /* RMSNorm of q and k heads */
-    bool fixed_rows; /* a position's q, k, v are the same in every step */
-    bool stale;      /* unwritten slots hold large finite numbers instead of NaN */
-    bool unowned;    /* replicated kv heads: another rank counts */
-    float key_scale; /* 0: 1 */
+    bool norms;              /* RMSNorm of q and k heads */
+    bool fixed_rows;         /* a position's q, k, v are the same in every step */
+    bool stale;              /* unwritten slots hold large finite numbers instead of NaN */
+    bool unowned;            /* replicated kv heads: another rank counts */
+    float key_scale;         /* 0: 1 */
+    enum summary_type codes; /* SUMMARY_Q8 or Q4; else summaries are of the keys' type */
     uint64_t seed;
 };
 

@@ -277,11 +277,84 @@ static void test_count(void **unused)
         }
 }
 
+/* Codes: every width that heads may have, the largest products, bytes behind a row that must not count. */
+static void check_code_dots(const struct tile *t, enum summary_type type, int E, int n_q, bool extreme)
+{
+    static struct tile_codes q;
+    static int code[ROWS][2][TILE_MAX_E];
+    static int32_t c[QUERIES * TILE_COLS], u[QUERIES * TILE_COLS];
+    int half = type == SUMMARY_Q4 ? E / 2 : E,
+        padded = (half + TILE_CODE_PAD - 1) / TILE_CODE_PAD * TILE_CODE_PAD;
+    q = (struct tile_codes){.type = type, .n_q = n_q, .E = E, .length = E / half * padded};
+    for (int i = 0; i < n_q; i++)
+        for (int e = 0; e < E; e++) {
+            int k = extreme ? (i % 2 ? 127 : -127) : (int)(random_bits() % 255) - 127,
+                at = e < half ? e : padded + e - half;
+            q.q[i][at] = (int8_t)k;
+            q.abs[i][at] = (int8_t)abs(k);
+            q.sum[i] += k;
+        }
+    memset(memory, 0xee, sizeof memory);
+    for (int r = 0; r < ROWS; r++) {
+        char *row = memory + (size_t)r * (WIDTH * 4 + 2) + 2;
+        row_at[r] = row;
+        for (int e = 0; e < E; e++) {
+            bool q8 = type == SUMMARY_Q8;
+            int x = q8 ? (int)(random_bits() % 255) - 127 : (int)(random_bits() % 15) - 7;
+            int y = (int)(random_bits() % (q8 ? 128 : 16));
+            if (extreme) x = q8 ? -127 : -7, y = q8 ? 127 : 15;
+            code[r][0][e] = x;
+            code[r][1][e] = y;
+            if (q8) {
+                row[e] = (char)x;
+                row[E + e] = (char)y;
+            } else if (e < half) {
+                row[e] = (char)(x + 8);
+                row[half + e] = (char)y;
+            } else {
+                row[e - half] = (char)(row[e - half] | (x + 8) << 4);
+                row[e] = (char)(row[e] | y << 4);
+            }
+        }
+    }
+    for (int n = 4; n <= ROWS; n += 20) {
+        memset(c, 0x55, sizeof c);
+        memset(u, 0x55, sizeof u);
+        t->code_dots(c, u, &q, row_at, n);
+        for (int i = 0; i < n_q; i++)
+            for (int r = 0; r < ROWS; r++) {
+                int32_t x = 0, y = 0;
+                for (int e = 0; e < E; e++) {
+                    int at = e < half ? e : padded + e - half;
+                    x += q.q[i][at] * code[r][0][e];
+                    y += q.abs[i][at] * code[r][1][e];
+                }
+                assert_int_equal(c[i * TILE_COLS + r], r < n ? x : 0x55555555);
+                assert_int_equal(u[i * TILE_COLS + r], r < n ? y : 0x55555555);
+            }
+    }
+}
+
+static void test_code_dots(void **unused)
+{
+    (void)unused;
+    static const int widths[] = {2, 6, 30, 62, 64, 66, 80, 96, 128, 130, 192, 256};
+    const struct tile *t;
+    for (int k = 0; (t = tile_number(k)); k++)
+        for (size_t i = 0; i < sizeof widths / sizeof *widths; i++)
+            for (int n_q = 1; n_q <= QUERIES; n_q += 4)
+                for (int extreme = 0; extreme < 2; extreme++) {
+                    check_code_dots(t, SUMMARY_Q4, widths[i], n_q, extreme);
+                    check_code_dots(t, SUMMARY_Q8, widths[i], n_q, extreme);
+                }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_products), cmocka_unit_test(test_values),      cmocka_unit_test(test_weights),
-        cmocka_unit_test(test_maximum),  cmocka_unit_test(test_conversions), cmocka_unit_test(test_count),
+        cmocka_unit_test(test_code_dots), cmocka_unit_test(test_products), cmocka_unit_test(test_values),
+        cmocka_unit_test(test_weights),   cmocka_unit_test(test_maximum),  cmocka_unit_test(test_conversions),
+        cmocka_unit_test(test_count),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

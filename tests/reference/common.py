@@ -16,8 +16,8 @@ def model_of(family="llama", seed=0, dtype=np.float64, **overrides):
 
 
 def settings_of(**changes):
-    """Small pages and a budget under which most pages are left out; f32 K and V."""
-    return Settings(**{**dict(page_size=4, kv_budget=0.2, dense_layers=1, window=3), **changes})
+    """Small pages with exact bounds and a budget under which most pages are left out; f32 K and V."""
+    return Settings(**{**dict(page_size=4, kv_budget=0.2, dense_layers=1, window=3, summary="keys"), **changes})
 
 
 def tokens_of(model, n=N_PROMPT + N_STEPS, seed=1):

@@ -21,12 +21,12 @@ import numpy as np
 from . import pages as paging
 from .attention import attend, merge
 from .pages import LayerPages
-from .rounding import KV_BYTES, SUMMARY_BYTES
+from .rounding import KV_BYTES, summary_bytes
 
 
 @dataclasses.dataclass
 class Settings:
-    policy: str = "retro"  # dense, quest (window 1) or retro
+    policy: str = "retro"  # dense, quest (window 1), retro, or streaming (sink pages and the most recent)
     window: int = 2  # w
     kv_budget: float = 0.15  # b, share of the pages
     kv_budget_tokens: int | None = None  # instead of kv_budget
@@ -36,6 +36,14 @@ class Settings:
     score_group: str = "softmax"
     sink_pages: int = 1
     kv_dtype: str = "f32"
+    summary: str = "auto"  # or keys, q8, q4
+
+    @property
+    def summary_type(self):
+        """keys, q8 or q4: codes bound nothing, so alpha = 1 needs the keys' own min and max."""
+        if self.summary != "auto":
+            return self.summary
+        return "keys" if self.score_alpha >= 1 else {4: "q4", 8: "q8"}.get(self.page_size, "keys")
 
 
 # What `--preset paper` sets: Quest's bound, best head of the group, no forced first page.
@@ -70,7 +78,8 @@ class Decoder:
         # Under the dense policy every layer is a dense layer.
         self.n_dense = c.n_layers if settings.policy == "dense" else min(settings.dense_layers, c.n_layers)
         self.layers = [
-            LayerPages(c.n_kv_heads, capacity, settings.page_size, c.head_dim, settings.kv_dtype, model.dtype)
+            LayerPages(c.n_kv_heads, capacity, settings.page_size, c.head_dim, settings.kv_dtype, model.dtype,
+                       settings.summary_type)
             for _ in range(c.n_layers)
         ]
         self.output_cache = [{} for _ in range(c.n_layers)]  # {position: (O (H, E), lse (H,))}
@@ -186,7 +195,9 @@ class Decoder:
         k = paging.budget_pages(len(pages), layer.page_size, s.kv_budget, s.kv_budget_tokens)
         if k >= len(pages):
             return pages, pages, None, np.inf
-        per_head = paging.page_scores(q, layer.low[g, pages], layer.high[g, pages], s.score_alpha)
+        if s.policy == "streaming":
+            return pages, paging.choose(pages, pages, k, s.sink_pages), None, np.inf
+        per_head = layer.scores(g, q, pages, s.score_alpha)
         scores = paging.group_scores(per_head, s.score_group)
         chosen = paging.choose(pages, scores, k, s.sink_pages)
         if self.replay is not None:
@@ -209,11 +220,10 @@ class Decoder:
         """
         s, c, layer = self.settings, self.model.config, self.layers[i]
         slot_bytes = 2 * c.head_dim * KV_BYTES[s.kv_dtype]
-        summary_bytes = 2 * c.head_dim * SUMMARY_BYTES[s.kv_dtype]
         self.counters.bytes_dense += layer.n_filled(pages) * slot_bytes
         self.counters.bytes_read += layer.n_filled(record["chosen"]) * slot_bytes
         if record["scores"] is not None:
-            self.counters.bytes_read += len(pages) * summary_bytes
+            self.counters.bytes_read += len(pages) * summary_bytes(s.summary_type, s.kv_dtype, c.head_dim)
         if i >= s.dense_layers:
             self.counters.pages_loaded += len(record["chosen"])
             self.counters.pages_met_later += sum(len(unmet) for unmet in record["met"].values())

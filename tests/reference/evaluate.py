@@ -38,12 +38,13 @@ def parser():
     p.add_argument("--tokens", required=True, help="file of token ids, separated by blanks or commas")
     p.add_argument("--prompt", type=at_least(1), required=True, help="ids to prefill")
     p.add_argument("--steps", type=at_least(1), required=True, help="decode steps after the prompt")
-    p.add_argument("--policy", choices=("dense", "quest", "retro"), default="retro")
+    p.add_argument("--policy", choices=("dense", "quest", "retro", "streaming"), default="retro")
     p.add_argument("--window", type=at_least(1), default=2)
     budget = p.add_mutually_exclusive_group()
     budget.add_argument("--kv-budget", type=share, default=0.15)
     budget.add_argument("--kv-budget-tokens", type=at_least(1))
     p.add_argument("--page-size", type=at_least(1), default=16)
+    p.add_argument("--summary", choices=("auto", "keys", "q8", "q4"), default="auto")
     p.add_argument("--dense-layers", type=at_least(0), default=2)
     p.add_argument("--score-alpha", type=float)
     p.add_argument("--score-group", choices=("max", "mean", "softmax"))
@@ -149,6 +150,7 @@ def run(options):
         page_size=options.page_size,
         dense_layers=options.dense_layers,
         kv_dtype=options.kv_dtype,
+        summary=options.summary,
         **scoring,
     )
     model = Model.load(options.model, np.float64 if options.float64 else np.float32)

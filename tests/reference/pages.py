@@ -9,13 +9,14 @@ import math
 
 import numpy as np
 
-from .rounding import store
+from .rounding import CODE_TOPS, store, to_codes
 
 
 class LayerPages:
     """K, V, bounds and last_loaded of one layer: n_kv_heads first, so that [g] is one kv head's state."""
 
-    def __init__(self, n_kv_heads, capacity, page_size, head_dim, kv_dtype, dtype):
+    def __init__(self, n_kv_heads, capacity, page_size, head_dim, kv_dtype, dtype, summary="keys"):
+        self.summary = summary
         self.page_size, self.kv_dtype = page_size, kv_dtype
         n_pages = -(-capacity // page_size)
         shape = (n_kv_heads, n_pages, page_size, head_dim)
@@ -37,6 +38,13 @@ class LayerPages:
             keys = self.k[:, j, : min(self.page_size, self.n_tokens - j * self.page_size)]
             self.low[:, j] = store(keys.min(axis=1), self.kv_dtype)
             self.high[:, j] = store(keys.max(axis=1), self.kv_dtype)
+
+    def scores(self, g, q, pages, alpha):
+        """Scores (G, n) of pages of kv head g for the group's queries q (G, E)."""
+        low, high = self.low[g, pages], self.high[g, pages]
+        if self.summary == "keys":
+            return page_scores(q, low, high, alpha)
+        return code_scores(q, low, high, alpha, *CODE_TOPS[self.summary])
 
     def positions(self, pages):
         """Positions of every slot of the given pages, (n * P,)."""
@@ -75,6 +83,18 @@ def page_scores(q, low, high, alpha):
     """q (G, E), low and high (n, E) -> (G, n); alpha = 1 is Quest's upper bound of q.k / sqrt(E)."""
     mid, half = (high + low) / 2, (high - low) / 2
     return (q @ mid.T + q.dtype.type(alpha) * (np.abs(q) @ half.T)) / np.sqrt(np.asarray(q.shape[1], q.dtype))
+
+
+def code_scores(q, low, high, alpha, top_mid, top_half):
+    """The same from codes: middle and half-width in few bits, the query in eight; products of integers."""
+    single = np.float32
+    low, high = single(low), single(high)
+    mid, mid_scale = to_codes((high + low) * single(0.5), top_mid)
+    half, half_scale = to_codes((high - low) * single(0.5), top_half, low=0)
+    step = np.abs(single(q)).max(axis=1, keepdims=True) / single(127)
+    code = np.rint(np.divide(single(q), step, out=np.zeros(q.shape, single), where=step > 0)).astype(np.int64)
+    score = (code @ mid.T) * np.float64(mid_scale) + alpha * (np.abs(code) @ half.T) * np.float64(half_scale)
+    return (score * step / np.sqrt(q.shape[1])).astype(q.dtype)
 
 
 def group_scores(scores, how):

@@ -9,6 +9,24 @@ import numpy as np
 KV_BYTES = {"f32": 4, "f16": 2, "bf16": 2}
 # A page's summary (element-wise min and max of its keys) has the type of the keys.
 SUMMARY_BYTES = {"f32": 4, "f16": 2, "bf16": 2}
+# Largest codes of a page's middle (and its negative) and of its half-width, where summaries are codes.
+CODE_TOPS = {"q8": (127, 127), "q4": (7, 15)}
+
+
+def summary_bytes(summary, kv_dtype, head_dim):
+    """Bytes of one page's summary of one kv head: two vectors, or their codes and two bf16 scales."""
+    if summary == "keys":
+        return 2 * head_dim * SUMMARY_BYTES[kv_dtype]
+    return 2 * head_dim * (8 if summary == "q8" else 4) // 8 + 4
+
+
+def to_codes(x, top, low=None):
+    """x (..., E) -> (codes (..., E), scales (...,)): scale is bf16 of the largest |x| over top."""
+    x = np.asarray(x, np.float32)
+    scale = to_bf16(np.abs(x).max(axis=-1) / np.float32(top))
+    safe = np.where(scale > 0, scale, np.float32(1))
+    codes = np.rint(np.clip(x / safe[..., None], -top if low is None else low, top))
+    return np.where(scale[..., None] > 0, codes, 0).astype(np.int32), scale
 
 
 def to_bf16(x):

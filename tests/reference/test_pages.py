@@ -8,7 +8,7 @@ import pytest
 
 from . import pages as paging
 from .attention import attend, merge
-from .rounding import store
+from .rounding import store, summary_bytes, to_codes
 
 
 def random(*shape, seed=0):
@@ -50,6 +50,33 @@ def test_alpha_one_is_quests_bound():
     middle = paging.page_scores(q, low, high, 0.0)
     np.testing.assert_allclose(middle, q @ ((low + high) / 2).T / math.sqrt(6))
     np.testing.assert_allclose(paging.page_scores(q, low, high, 0.3), 0.7 * middle + 0.3 * scores)
+
+
+@pytest.mark.parametrize("top,low", [(7, None), (15, 0), (127, None)])
+def test_codes_are_the_nearest(top, low):
+    x = np.abs(random(9, 40, seed=3)) if low == 0 else random(9, 40, seed=3)
+    x[4] = 0
+    codes, scale = to_codes(x, top, low)
+    assert codes.max() <= top and codes.min() >= (-top if low is None else low)
+    np.testing.assert_allclose(scale, np.abs(x).max(axis=1) / top, rtol=2.0**-8)
+    # Half a step, and what holding to the top costs where bf16 rounded the scale down.
+    assert (np.abs(codes * scale[:, None] - x) <= 0.5 * scale[:, None] * 1.0001 + np.abs(x) * 2.0**-8).all()
+    assert not codes[4].any() and scale[4] == 0
+
+
+def test_scores_of_codes_are_near_those_of_keys():
+    keys, q = random(50, 4, 64, seed=1), random(3, 64, seed=2)
+    low, high = keys.min(axis=1), keys.max(axis=1)
+    exact = paging.page_scores(q, low, high, 0.2)
+    for tops, apart in (((127, 127), 0.02), ((7, 15), 0.35)):
+        coded = paging.code_scores(q, low, high, 0.2, *tops)
+        assert np.abs(coded - exact).max() < apart and np.abs(coded - exact).max() > apart / 50
+    assert not paging.code_scores(0 * q, low, high, 0.2, 7, 15).any()
+
+
+def test_summary_bytes():
+    assert [summary_bytes(s, "bf16", 64) for s in ("keys", "q8", "q4")] == [256, 132, 68]
+    assert summary_bytes("keys", "f32", 64) == 512
 
 
 def test_group_reductions():

@@ -44,6 +44,7 @@ static void open_world(struct world *w, const char *sliding_window)
                               .block_tokens = 16,
                               .window = 3,
                               .kv = DTYPE_BF16,
+                              .summary = SUMMARY_BF16,
                               .node_ranks = 1};
     struct device_options d = {.n_threads = 1};
     assert_int_equal(device_open(&o.device, DEVICE_CPU, &d, &why), STATUS_OK);

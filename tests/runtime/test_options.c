@@ -312,6 +312,36 @@ static void preset_of_the_paper(void **state)
     options_close(&o);
 }
 
+static enum summary_type summary_of(const char *a, const char *b, const char *c, const char *d)
+{
+    struct options o;
+    struct policy p;
+    accept(&o, parse(&o, CMD_GENERATE, a, b, c, d, NULL));
+    accept(&o, options_policy(&o, &p, &why));
+    enum summary_type t = options_summary(&o);
+    options_close(&o);
+    return t;
+}
+
+static void summaries_follow_page_and_alpha(void **state)
+{
+    (void)state;
+    assert_int_equal(summary_of("--page-size", "4", NULL, NULL), SUMMARY_Q4);
+    assert_int_equal(summary_of("--page-size", "8", NULL, NULL), SUMMARY_Q8);
+    assert_int_equal(summary_of("--page-size", "16", NULL, NULL), SUMMARY_BF16);
+    assert_int_equal(summary_of("--page-size", "16", "--kv-dtype", "f32"), SUMMARY_F32);
+    assert_int_equal(summary_of("--page-size", "16", "--summary", "q4"), SUMMARY_Q4);
+    assert_int_equal(summary_of("--page-size", "4", "--summary", "keys"), SUMMARY_BF16);
+    assert_int_equal(summary_of("--page-size", "4", "--score-alpha", "1"), SUMMARY_BF16);
+    assert_int_equal(summary_of("--preset", "paper", "--kv-dtype", "f16"), SUMMARY_F16);
+    struct options o;
+    struct policy p;
+    accept(&o, parse(&o, CMD_GENERATE, "--preset", "paper", "--summary", "q8", NULL));
+    assert_int_equal(options_policy(&o, &p, &why), STATUS_BAD_OPTION);
+    assert_non_null(strstr(why.text, "--summary keys"));
+    options_close(&o);
+}
+
 /* ---- config files */
 
 static void file_under_the_command_line(void **state)
@@ -509,6 +539,7 @@ int main(void)
         cmocka_unit_test(bad_words),
         cmocka_unit_test(policies_that_cannot_be),
         cmocka_unit_test(preset_of_the_paper),
+        cmocka_unit_test(summaries_follow_page_and_alpha),
         cmocka_unit_test(file_under_the_command_line),
         cmocka_unit_test(either_budget_wins_over_the_file),
         cmocka_unit_test(bad_files),

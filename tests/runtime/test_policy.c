@@ -122,6 +122,15 @@ static void spans_count_what_is_visible(void **state)
                 assert_int_equal(s.n_sink, 1);
                 assert_int_equal(s.group, SCORE_GROUP_SOFTMAX);
                 assert_true(s.alpha == 0.2f);
+                struct policy streaming = p;
+                streaming.kind = POLICY_STREAMING;
+                streaming.window = 1;
+                struct decode_span r =
+                    policy_span(&streaming, 5, 17, position, position - 1, page, slidings[w]);
+                assert_int_equal(r.group, SCORE_GROUP_RECENT);
+                assert_int_equal(r.n_rows, 1);
+                assert_int_equal(r.n_select[0], s.n_select[0]);
+                assert_false(r.keep);
                 assert_true(s.keep);
                 assert_int_equal(s.n_select[0],
                                  policy_select_count(&p, visible_pages(position, 0, page), page));
