@@ -241,7 +241,8 @@ static void tell_own_end(struct heartbeat *h)
         if (h->watch.suspected_us) return;
     }
     h->told_us = clock_us();
-    struct record r = {.report = {.there = true, .exit_code = failed ? failed - 1 : 128 + by_signal}};
+    int asked = by_signal == SIGUSR1 ? EXIT_CODE_INTERRUPTED : 128 + by_signal;
+    struct record r = {.report = {.there = true, .exit_code = failed ? failed - 1 : asked}};
     r.report.signal = failed ? 0 : by_signal;
     snprintf(r.report.text, sizeof r.report.text, "%s", failed ? die_cause() : "");
     h->watch.rank[h->world.rank].report = r.report;
@@ -379,7 +380,7 @@ static void on_signal(int signal)
 
 static void handle_signals(bool ours)
 {
-    static const int signals[] = {SIGTERM, SIGINT};
+    static const int signals[] = {SIGTERM, SIGINT, SIGUSR1};
     for (size_t i = 0; i < sizeof signals / sizeof *signals; i++) {
         struct sigaction now;
         sigaction(signals[i], NULL, &now);

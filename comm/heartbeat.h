@@ -35,7 +35,8 @@ struct heartbeat_options {
 };
 
 /* Collective over the world, from the main thread; nothing when it has one rank. Takes over the die hook, and
- * SIGTERM and SIGINT where nobody else handles them. */
+ * SIGTERM, SIGINT and SIGUSR1 where nobody else handles them: the first two end the job with 128 + their number,
+ * SIGUSR1, which mpirun passes on to every rank, with EXIT_CODE_INTERRUPTED. */
 void heartbeat_open(const struct comm_world *w, const struct heartbeat_options *o);
 /* Normal end: returns when all ranks are here. */
 void heartbeat_close(void);

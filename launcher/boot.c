@@ -114,8 +114,10 @@ void boot_open(struct comm_world *w, double start_s)
 
 bool boot_yields(void)
 {
-    const char *yields = getenv("OMPI_MCA_mpi_yield_when_idle");
-    return yields && atoi(yields) != 0;
+    /* The second one is set by an mpirun that sees more ranks than slots. */
+    const char *yields = getenv("OMPI_MCA_mpi_yield_when_idle"),
+               *crowded = getenv("OMPI_MCA_mpi_oversubscribe");
+    return (yields && atoi(yields) != 0) || (crowded && atoi(crowded) != 0);
 }
 
 enum status boot_watch(const struct comm_world *w, const struct options *o, int group, struct reason *why)

@@ -17,6 +17,7 @@ static const struct command {
     {"generate", CMD_GENERATE, cmd_generate, true, "continue a prompt, or answer a chat message"},
     {"batch", CMD_BATCH, cmd_batch, true, "a file of requests to a file of results; continues after any end"},
     {"eval", CMD_EVAL, cmd_eval, true, "measure a policy on given tokens: nll, exposure, bytes read, logits"},
+    {"doctor", CMD_DOCTOR, cmd_doctor, true, "is this a place to run on? every rank looks and measures"},
     {"check", CMD_CHECK, cmd_check, true, "run every op of a real step on two devices and compare"},
     {"bench decode", CMD_BENCH_DECODE, cmd_bench_decode, true,
      "tokens/s by context and batch, beside the memory floor"},

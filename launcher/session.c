@@ -106,10 +106,10 @@ enum status session_agree(struct session *s, enum status status, int *context, c
     return STATUS_OK;
 }
 
-/* The cores this process may use, shared fairly when the launcher did not bind the ranks of a host apart. */
-static int default_threads(const struct comm_world *w)
+int session_threads(const struct options *o, const struct comm_world *w)
 {
     cpu_set_t set;
+    if (o->threads != OPTIONS_UNSET) return o->threads;
     int cores = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
     int share = cores / w->node_size;
     return share > 0 ? share : 1;
@@ -128,7 +128,7 @@ static enum status open_device(struct session *s, enum dtype act, struct device 
 {
     const struct options *o = s->options;
     struct device_options d = {
-        .n_threads = o->threads == OPTIONS_UNSET ? default_threads(&s->world) : o->threads,
+        .n_threads = session_threads(o, &s->world),
         .isa = (enum cpu_isa)o->cpu_isa,
         .pin = s->world.node_size == 1,
         .act = act,

@@ -40,6 +40,10 @@ void session_close(struct session *s);
 /* Ranks of one replica by --tp and --dp; 0 when the world is not tp x dp. The same on every rank. */
 int session_group_size(const struct options *o, const struct comm_world *w);
 
+/* CPU threads of this rank: --threads, or the cores it may use, shared fairly when the launcher did not bind the
+ * ranks of a host apart. */
+int session_threads(const struct options *o, const struct comm_world *w);
+
 /* Prints one error line on rank 0 and gives the status's exit code. */
 int session_fail(const struct comm_world *w, enum status status, const struct reason *why);
 
