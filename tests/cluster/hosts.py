@@ -49,12 +49,12 @@ def why_impossible():
 
 
 class Hosts:
-    def __init__(self, n, visible=()):
+    def __init__(self, n, visible=(), names=None):
         """`visible`: folders below /tmp that every host must see (its own /tmp is empty)."""
         self.mark = f"RETRO_TEST_HOSTS={uuid.uuid4().hex}"
         self.folder = Path(tempfile.mkdtemp(prefix="retro-hosts-"))
         self.visible = [Path(v) for v in visible if str(v).startswith("/tmp/")] + [self.folder]
-        self.names = [f"h{i}" for i in range(n)]
+        self.names = names or [f"h{i}" for i in range(n)]
         self.inits = {}
         lines = ["127.0.0.1 localhost"] + [f"{self.address(h)} {h}" for h in self.names]
         (self.folder / "hosts").write_text("\n".join(lines) + "\n")
@@ -169,15 +169,15 @@ class Hosts:
 
     # ---- processes
 
-    def enter(self, host):
-        """The words that run a command on a host."""
+    def enter(self, host, folder=None):
+        """The words that run a command on a host, in a folder (the current one)."""
         return ["nsenter", "--target", str(self.pid(host)), "--net", "--uts", "--mount", "--pid",
-                f"--wdns={os.getcwd()}", "--"]
+                f"--wdns={folder or os.getcwd()}", "--"]
 
     def head(self):
-        """The words that run a command as on h0, from where it can reach into the others."""
+        """The words that run a command as on the first host, from where it can reach into the others."""
         bind = f"mount --bind {self.folder}/hosts /etc/hosts && exec \"$@\""
-        return ["nsenter", "--target", str(self.pid("h0")), "--net", "--uts", "--", "unshare", "--mount", "sh", "-c",
+        return ["nsenter", "--target", str(self.pid(self.names[0])), "--net", "--uts", "--", "unshare", "--mount", "sh", "-c",
                 bind, "sh"]
 
     def run(self, host, *words):
