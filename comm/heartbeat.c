@@ -54,8 +54,14 @@ struct stream {   /* to one peer */
     struct record in;
 };
 
+struct told { /* of the last beat, for other threads */
+    _Atomic int64_t heard_us, allreduce_us;
+    _Atomic uint64_t step;
+};
+
 struct heartbeat {
     struct comm_world world;
+    struct told *told; /* (size) */
     struct heartbeat_options options;
     struct watch watch;
     struct stream *stream; /* rank 0: (size); others: stream[0] leads to rank 0 */
@@ -137,6 +143,7 @@ static void fill_beat(const struct heartbeat *h, struct beat *b)
         .layer = atomic_load(&progress_here.layer),
         .step = atomic_load(&progress_here.step),
         .count = atomic_load(&progress_here.count),
+        .allreduce_us = atomic_load(&progress_here.allreduce_us),
         .available_mib = hostmem_available() >> 20,
         .oom_kills = hostmem_oom_kills() - h->oom_at_start,
         .thread_state = main_thread_state(),
@@ -151,11 +158,31 @@ static void fill_beat(const struct heartbeat *h, struct beat *b)
 
 static int n_streams(const struct heartbeat *h) { return h->world.rank == 0 ? h->world.size : 1; }
 
+static void hear(struct heartbeat *h, int rank, const struct beat *b)
+{
+    int64_t now = clock_us();
+    watch_heard(&h->watch, rank, b, now);
+    atomic_store(&h->told[rank].heard_us, now);
+    atomic_store(&h->told[rank].allreduce_us, b->allreduce_us);
+    atomic_store(&h->told[rank].step, b->step);
+}
+
+bool heartbeat_rank(int rank, struct heartbeat_rank *out)
+{
+    struct heartbeat *h = here;
+    if (!h || rank < 0 || rank >= n_streams(h)) return false;
+    struct told *t = &h->told[rank];
+    out->age_s = (double)(clock_us() - atomic_load(&t->heard_us)) * 1e-6;
+    out->allreduce_s = (double)atomic_load(&t->allreduce_us) * 1e-6;
+    out->steps = atomic_load(&t->step);
+    return true;
+}
+
 static void beat(struct heartbeat *h)
 {
     struct record r = {0};
     fill_beat(h, &r.beat);
-    watch_heard(&h->watch, h->world.rank, &r.beat, clock_us());
+    hear(h, h->world.rank, &r.beat);
     for (int p = 0; p < n_streams(h); p++) {
         h->watch.rank[p].answers = false;
         if (h->stream[p].fd < 0) continue;
@@ -255,7 +282,7 @@ static void take_from_follower(struct heartbeat *h, int p)
 {
     const struct record *r = &h->stream[p].in;
     struct watch_rank *k = &h->watch.rank[p];
-    if (r->kind == RECORD_BEAT) watch_heard(&h->watch, p, &r->beat, clock_us());
+    if (r->kind == RECORD_BEAT) hear(h, p, &r->beat);
     else if (r->kind == RECORD_REPORT && !k->report.there) k->report = r->report;
     else if (r->kind == RECORD_BYE) k->closed = true;
 }
@@ -264,7 +291,7 @@ static void take_from_follower(struct heartbeat *h, int p)
 static bool take_from_leader(struct heartbeat *h)
 {
     const struct record *r = &h->stream[0].in;
-    if (r->kind == RECORD_BEAT) watch_heard(&h->watch, 0, &r->beat, clock_us());
+    if (r->kind == RECORD_BEAT) hear(h, 0, &r->beat);
     else if (r->kind == RECORD_VERDICT) leave(h, r->exit_code, r->linger_us);
     return r->kind == RECORD_CLOSED;
 }
@@ -422,8 +449,9 @@ void heartbeat_open(const struct comm_world *w, const struct heartbeat_options *
     if (w->size == 1) return;
     struct heartbeat *h = calloc(1, sizeof *h);
     if (h) h->stream = calloc((size_t)w->size, sizeof *h->stream);
+    if (h) h->told = calloc((size_t)w->size, sizeof *h->told);
     if (h) h->poll = calloc((size_t)w->size + 2, sizeof *h->poll);
-    if (!h || !h->stream || !h->poll) DIE(EXIT_CODE_MEMORY, NULL, "no memory for the heartbeat");
+    if (!h || !h->stream || !h->told || !h->poll) DIE(EXIT_CODE_MEMORY, NULL, "no memory for the heartbeat");
     h->world = *w;
     h->options = *o;
     struct watch_limits limits = {
@@ -440,7 +468,7 @@ void heartbeat_open(const struct comm_world *w, const struct heartbeat_options *
     connect_all(h);
     /* From here on every rank counts as heard: one that stops before its first beat is noticed too. */
     struct beat first = {.phase = PROGRESS_BOOT, .layer = -1, .deaf_to = -1, .available_mib = 1 << 20};
-    for (int p = 0; p < n_streams(h); p++) watch_heard(&h->watch, p, &first, clock_us());
+    for (int p = 0; p < n_streams(h); p++) hear(h, p, &first);
     here = h;
     int error = pthread_create(&h->thread, NULL, run, h);
     if (error) DIE(EXIT_CODE_MEMORY, "raise ulimit -u", "the heartbeat's thread: %s", strerror(error));
@@ -465,5 +493,6 @@ void heartbeat_close(void)
     watch_close(&h->watch);
     free(h->poll);
     free(h->stream);
+    free(h->told);
     free(h);
 }

@@ -38,6 +38,13 @@ struct heartbeat_options {
  * SIGTERM, SIGINT and SIGUSR1 where nobody else handles them: the first two end the job with 128 + their number,
  * SIGUSR1, which mpirun passes on to every rank, with EXIT_CODE_INTERRUPTED. */
 void heartbeat_open(const struct comm_world *w, const struct heartbeat_options *o);
+/* What rank 0 knows of a rank; any thread, between open and close. False without a heartbeat. */
+struct heartbeat_rank {
+    double age_s; /* since its last beat came */
+    double allreduce_s;
+    uint64_t steps; /* that it began */
+};
+bool heartbeat_rank(int rank, struct heartbeat_rank *out);
 /* Normal end: returns when all ranks are here. */
 void heartbeat_close(void);
 

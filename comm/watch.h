@@ -34,6 +34,7 @@ struct beat {
     uint64_t step, count;
     char op[24];
     int64_t cpu_us;        /* of the whole process since it began */
+    int64_t allreduce_us;  /* in all-reduces on the host since it began */
     int64_t available_mib; /* memory that its host has left */
     int64_t oom_kills;     /* processes that the kernel killed for memory, on its host, since it began */
     int32_t thread_state;  /* of the main thread as in /proc/PID/stat: R S D T t */

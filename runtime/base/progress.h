@@ -30,6 +30,7 @@ struct progress {
     _Atomic uint64_t step;    /* how many began */
     _Atomic uint64_t count;   /* grows with every sign of progress; begins at 0 with each phase and step */
     _Atomic(const char *) op; /* a literal, or NULL */
+    _Atomic int64_t allreduce_us; /* spent in all-reduces on the host so far */
 };
 
 extern struct progress progress_here;
