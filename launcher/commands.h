@@ -7,6 +7,7 @@
 
 int cmd_generate(const struct options *o, const struct comm_world *w);
 int cmd_batch(const struct options *o, const struct comm_world *w);
+int cmd_serve(const struct options *o, const struct comm_world *w);
 int cmd_eval(const struct options *o, const struct comm_world *w);
 int cmd_doctor(const struct options *o, const struct comm_world *w);
 int cmd_check(const struct options *o, const struct comm_world *w);

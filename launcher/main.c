@@ -15,6 +15,7 @@ static const struct command {
     const char *what;
 } commands[] = {
     {"generate", CMD_GENERATE, cmd_generate, true, "continue a prompt, or answer a chat message"},
+    {"serve", CMD_SERVE, cmd_serve, true, "answer requests over HTTP: OpenAI's API, metrics, a page"},
     {"batch", CMD_BATCH, cmd_batch, true, "a file of requests to a file of results; continues after any end"},
     {"eval", CMD_EVAL, cmd_eval, true, "measure a policy on given tokens: nll, exposure, bytes read, logits"},
     {"doctor", CMD_DOCTOR, cmd_doctor, true, "is this a place to run on? every rank looks and measures"},

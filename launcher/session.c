@@ -161,6 +161,7 @@ enum status session_load(struct session *s, int context, int n_slots, struct rea
         .page_tokens = o->page_size,
         .block_tokens = o->block_size,
         .window = s->window,
+        .kv_tokens = s->kv_tokens,
         .kv = (enum dtype)o->kv_dtype,
         .summary = options_summary(o),
         .progress = s->world.rank == 0,

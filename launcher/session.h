@@ -14,9 +14,10 @@
 struct session {
     struct comm_world world;
     const struct options *options;
-    bool checked; /* run every op on a reference device too (retro check) */
-    int window;   /* largest of any sequence; session_prepare sets that of the options */
-    int threads;  /* of a rank; 0: the device has none of its own */
+    bool checked;  /* run every op on a reference device too (retro check) */
+    int window;    /* largest of any sequence; session_prepare sets that of the options */
+    int threads;   /* of a rank; 0: the device has none of its own */
+    int kv_tokens; /* that the KV cache holds; 0: enough for all sequences at once */
     struct comm *comm;
     struct ctl *ctl;
     struct model_files files;

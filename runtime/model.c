@@ -41,6 +41,9 @@ void model_files_close(struct model_files *f)
 void model_dims(struct dims *m, const struct arch *a, const struct shard *s, const struct model_options *o)
 {
     int context = (o->context + o->block_tokens - 1) / o->block_tokens * o->block_tokens;
+    int64_t all = (int64_t)o->n_slots * (context / o->block_tokens);
+    int64_t wanted = ((int64_t)o->kv_tokens + o->block_tokens - 1) / o->block_tokens;
+    int64_t n_blocks = o->kv_tokens && wanted < all ? wanted : all;
     *m = (struct dims){
         .L = a->n_layers,
         .D = a->hidden,
@@ -58,7 +61,7 @@ void model_dims(struct dims *m, const struct arch *a, const struct shard *s, con
         .W = o->window,
         .C = context,
         .n_slots = o->n_slots,
-        .n_blocks = o->n_slots * (context / o->block_tokens),
+        .n_blocks = n_blocks < INT32_MAX ? (int)n_blocks : INT32_MAX,
         .max_rows = o->prefill_chunk + o->n_slots * o->window,
         .max_spans = o->n_slots,
         .max_out = o->n_slots,

@@ -34,7 +34,8 @@ struct model_options {
     int context;           /* most tokens of one sequence; rounded up to whole blocks */
     int prefill_chunk;     /* most prompt rows in a step */
     int page_tokens, block_tokens;
-    int window; /* largest w of any sequence */
+    int window;    /* largest w of any sequence */
+    int kv_tokens; /* that the cache holds, rounded up to blocks; 0: n_slots * context */
     enum dtype kv;
     enum summary_type summary; /* of pages; one with codes, or that of kv */
     bool progress;             /* tell how loading goes */

@@ -24,7 +24,8 @@ enum {
     CMD_TOKENIZE = 8,
     CMD_CHECK = 16,
     CMD_BATCH = 1 << 9,
-    CMD_SERVICE = CMD_BATCH, /* many sequences side by side */
+    CMD_SERVE = 1 << 8,
+    CMD_SERVICE = CMD_BATCH | CMD_SERVE, /* many sequences side by side */
     CMD_BENCH_DECODE = 1 << 10,
     CMD_BENCH_PREFILL = 1 << 11,
     CMD_BENCH_KERNELS = 1 << 12,
