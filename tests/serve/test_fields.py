@@ -1,0 +1,170 @@
+"""Every field is honoured or refused with 400 that names it; bodies that are no JSON, keys, sizes, methods."""
+
+import json
+
+import pytest
+
+CHAT = {"model": "m", "messages": [{"role": "user", "content": "x"}], "max_tokens": 2}
+TEXT = {"model": "m", "prompt": "x", "max_tokens": 2}
+
+BAD = [  # endpoint, fields, the field that the error must name
+    ("chat", {"foo": 1}, "foo"),
+    ("chat", {"Temperature": 1}, "Temperature"),
+    ("chat", {"prompt": "x"}, "prompt"),
+    ("text", {"messages": []}, "messages"),
+    ("text", {"top_logprobs": 2}, "top_logprobs"),
+    ("text", {"max_completion_tokens": 2}, "max_completion_tokens"),
+    ("chat", {"model": 5}, "model"),
+    ("chat", {"messages": []}, "messages"),
+    ("chat", {"messages": "hi"}, "messages"),
+    ("chat", {"messages": [{"role": "user"}]}, "messages"),
+    ("chat", {"messages": [{"role": "tool", "content": "x"}]}, "messages"),
+    ("chat", {"messages": [{"role": "user", "content": "x", "name": "n"}]}, "messages"),
+    ("chat", {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, "messages"),
+    ("chat", {"messages": [{"role": "user", "content": [{"type": "text", "text": "x", "more": 1}]}]}, "messages"),
+    ("chat", {"messages": [{"role": "user", "content": 3}]}, "messages"),
+    ("chat", {"messages": [{"role": "assistant", "content": None, "tool_calls": []}]}, "messages"),
+    ("chat", {"messages": None}, "messages"),
+    ("text", {"prompt": None}, "prompt"),
+    ("text", {"prompt": []}, "prompt"),
+    ("text", {"prompt": [[]]}, "prompt"),
+    ("text", {"prompt": [1, "a"]}, "prompt"),
+    ("text", {"prompt": [-1]}, "prompt"),
+    ("text", {"prompt": [10**9]}, "prompt"),
+    ("text", {"prompt": [1.5]}, "prompt"),
+    ("text", {"prompt": {"a": 1}}, "prompt"),
+    ("text", {"prompt": ["a"] * 200}, "prompt"),
+    ("text", {"prompt": ["a"] * 100, "n": 2}, "n"),
+    ("chat", {"n": 0}, "n"),
+    ("chat", {"n": 129}, "n"),
+    ("chat", {"n": 1.0}, "n"),
+    ("chat", {"n": "2"}, "n"),
+    ("chat", {"max_tokens": 0}, "max_tokens"),
+    ("chat", {"max_tokens": -5}, "max_tokens"),
+    ("chat", {"max_tokens": 2, "max_completion_tokens": 3}, "max_completion_tokens"),
+    ("chat", {"temperature": -0.1}, "temperature"),
+    ("chat", {"temperature": 2.1}, "temperature"),
+    ("chat", {"temperature": "1"}, "temperature"),
+    ("chat", {"temperature": True}, "temperature"),
+    ("chat", {"top_p": 1.1}, "top_p"),
+    ("chat", {"min_p": -1}, "min_p"),
+    ("chat", {"top_k": -1}, "top_k"),
+    ("chat", {"top_k": 1.5}, "top_k"),
+    ("chat", {"presence_penalty": 3}, "presence_penalty"),
+    ("chat", {"frequency_penalty": -3}, "frequency_penalty"),
+    ("chat", {"repetition_penalty": 0}, "repetition_penalty"),
+    ("chat", {"seed": 1.5}, "seed"),
+    ("chat", {"seed": "a"}, "seed"),
+    ("chat", {"stop": ""}, "stop"),
+    ("chat", {"stop": ["a"] * 17}, "stop"),
+    ("chat", {"stop": [1]}, "stop"),
+    ("chat", {"stop_token_ids": [10**7]}, "stop_token_ids"),
+    ("chat", {"stop_token_ids": 5}, "stop_token_ids"),
+    ("chat", {"logit_bias": {"x": 1}}, "logit_bias"),
+    ("chat", {"logit_bias": {"99999999": 1}}, "logit_bias"),
+    ("chat", {"logit_bias": {"5": 101}}, "logit_bias"),
+    ("chat", {"logit_bias": [1]}, "logit_bias"),
+    ("chat", {"logprobs": 1}, "logprobs"),
+    ("chat", {"top_logprobs": 2}, "top_logprobs"),
+    ("chat", {"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+    ("text", {"logprobs": True}, "logprobs"),
+    ("text", {"logprobs": 21}, "logprobs"),
+    ("text", {"echo": True, "logprobs": 1}, "echo"),
+    ("text", {"suffix": "end"}, "suffix"),
+    ("text", {"best_of": 3}, "best_of"),
+    ("chat", {"stream": 1}, "stream"),
+    ("chat", {"stream_options": {"include_usage": True}}, "stream_options"),
+    ("chat", {"stream": True, "stream_options": {"other": 1}}, "stream_options"),
+    ("chat", {"response_format": {"type": "xml"}}, "response_format"),
+    ("chat", {"response_format": {"type": "json_schema"}}, "response_format"),
+    ("chat", {"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}}, "response_format"),
+    ("chat", {"response_format": {"type": "json_schema", "json_schema": {
+        "name": "x", "schema": {"type": "string", "contentEncoding": "base64"}}}}, "response_format"),
+    ("chat", {"response_format": "json"}, "response_format"),
+    ("chat", {"tools": [{"type": "function"}]}, "tools"),
+    ("chat", {"tool_choice": "auto"}, "tool_choice"),
+    ("chat", {"parallel_tool_calls": True}, "parallel_tool_calls"),
+    ("chat", {"functions": [{}]}, "functions"),
+    ("chat", {"function_call": "auto"}, "function_call"),
+    ("chat", {"modalities": ["audio"]}, "modalities"),
+    ("chat", {"audio": {}}, "audio"),
+    ("chat", {"prediction": {}}, "prediction"),
+    ("chat", {"reasoning_effort": "low"}, "reasoning_effort"),
+    ("chat", {"store": True}, "store"),
+    ("chat", {"metadata": {"a": "b"}}, "metadata"),
+    ("chat", {"service_tier": "flex"}, "service_tier"),
+    ("chat", {"web_search_options": {}}, "web_search_options"),
+    ("chat", {"user": 5}, "user"),
+    ("chat", {"priority": 101}, "priority"),
+    ("chat", {"ignore_eos": "yes"}, "ignore_eos"),
+    ("chat", {"ignore_eos": True, "response_format": {"type": "json_object"}}, "ignore_eos"),
+    ("chat", {"attention": "dense"}, "attention"),
+    ("chat", {"attention": {"policy": "full"}}, "attention"),
+    ("chat", {"attention": {"windows": 2}}, "attention"),
+    ("chat", {"attention": {"window": 0}}, "attention.window"),
+    ("chat", {"attention": {"window": 99}}, "attention.window"),
+    ("chat", {"attention": {"policy": "dense", "window": 2}}, "attention"),
+    ("chat", {"attention": {"kv_budget": 0}}, "attention.kv_budget"),
+    ("chat", {"attention": {"kv_budget": 1.5}}, "attention.kv_budget"),
+    ("chat", {"attention": {"kv_budget": 0.5, "kv_budget_tokens": 64}}, "attention"),
+]
+
+
+@pytest.mark.parametrize("endpoint, fields, name", BAD, ids=[f"{n}-{i}" for i, (_, _, n) in enumerate(BAD)])
+def test_refused_by_name(tiny, endpoint, fields, name):
+    path, base = ("/v1/chat/completions", CHAT) if endpoint == "chat" else ("/v1/completions", TEXT)
+    status, answer = tiny.post(path, {**base, **fields})
+    assert status == 400, answer
+    assert set(answer["error"]) == {"message", "type", "param", "code"}
+    assert answer["error"]["type"] == "invalid_request_error"
+    assert answer["error"]["param"] == name, answer
+    assert name.split(".")[0] in answer["error"]["message"]
+
+
+HONOURED = [
+    ("chat", {k: None for k in ("n", "stop", "tools", "seed", "response_format", "attention", "logprobs", "store")}),
+    ("chat", {"tools": [], "tool_choice": "none", "store": False, "metadata": {}, "service_tier": "auto",
+              "modalities": ["text"], "user": "u"}),
+    ("chat", {"max_completion_tokens": 2, "stop": ["a", "b"], "seed": -9, "logit_bias": {}, "priority": -3}),
+    ("chat", {"response_format": {"type": "text"}, "attention": {}, "logprobs": False}),
+    ("chat", {"attention": {"policy": "retro", "window": 8, "kv_budget_tokens": 32}}),
+    ("chat", {"attention": {"policy": "dense", "window": 1}, "ignore_eos": True, "skip_special_tokens": False}),
+    ("text", {"suffix": "", "best_of": 1, "echo": False, "logprobs": 0, "stop_token_ids": [3]}),
+    ("text", {"prompt": [[1, 2], [3]], "n": 2, "best_of": 2}),
+]
+
+
+@pytest.mark.parametrize("endpoint, fields", HONOURED)
+def test_taken(tiny, endpoint, fields):
+    path, base = ("/v1/chat/completions", CHAT) if endpoint == "chat" else ("/v1/completions", TEXT)
+    status, answer = tiny.post(path, {**base, **fields})
+    assert status == 200, answer
+
+
+def test_whatever_was_refused_left_nothing(tiny):
+    tiny.idle()
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b'{"model":"m","model":"m"}', b'{"a":\xff}', b'{"a":"\\ud800"}',
+                                  b'{"model":"m"} x', b'{"model":01}', b'{"model":"m","prompt":"\\u0000"}',
+                                  b"[" * 3000, b'{"n":1e999}', b"\xef\xbb\xbf{}"])
+def test_not_json(tiny, body):
+    status, answer = tiny.post("/v1/completions", body)
+    assert status == 400 and answer["error"]["code"] == "invalid_json", answer
+
+
+def test_unknown_places(tiny):
+    assert tiny.request("/v1/embeddings", {})[0] == 404
+    assert tiny.request("/v1/completions")[0] == 405
+    assert tiny.request("/health", {})[0] == 405
+    assert tiny.request("/health", method="HEAD")[0] == 200
+    status, answer = tiny.post("/v1/completions", {**TEXT, "model": "other"})
+    assert status == 404 and answer["error"]["code"] == "model_not_found"
+    assert tiny.post("/v1/completions", {"prompt": "x"})[1]["error"]["param"] == "model"
+
+
+def test_page_and_json_are_what_they_say(tiny):
+    status, headers, body = tiny.request("/")
+    assert status == 200 and headers["Content-Type"].startswith("text/html")
+    assert b"http://" not in body and b"https://" not in body  # nothing from elsewhere
+    assert json.loads(tiny.request("/v1/models")[2])["data"][0]["id"] == "m"

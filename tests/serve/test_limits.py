@@ -1,0 +1,226 @@
+"""Keys, sizes, slow and vanished clients, the queue, and how the server ends."""
+
+import json
+import os
+import signal
+import socket
+import threading
+import time
+
+import pytest
+from server import cli
+
+LONG = {"max_tokens": 400, "ignore_eos": True, "temperature": 0}
+
+
+def test_keys(start, tmp_path):
+    (tmp_path / "keys").write_text("# ours\nfile-key\n\n")
+    s = start("--api-key", "one", "--api-key", "two", "--api-key-file", tmp_path / "keys", key="two")
+    assert s.chat("x", max_tokens=1)[0] == 200
+    assert s.client().models.list().data[0].id == "m"
+    for key in ("one", "file-key"):
+        s.key = key
+        assert s.chat("x", max_tokens=1)[0] == 200
+    for bad in ("on", "onee", "", "# ours", "One"):
+        status, headers, body = s.request("/v1/models", headers={"Authorization": "Bearer " + bad})
+        assert status == 401 and headers["WWW-Authenticate"] == "Bearer", bad
+        assert json.loads(body)["error"]["code"] == "invalid_api_key"
+    assert s.request("/v1/models", headers={"Authorization": "Basic one"})[0] == 401
+    s.key = None
+    for path in ("/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize"):
+        assert s.request(path, {})[0] == 401
+    for path in ("/health", "/ready", "/metrics", "/"):
+        assert s.request(path)[0] == 200
+
+
+def test_bodies_and_headers(start):
+    s = start("--max-body-mib", 1)
+    big = b'{"model": "m", "prompt": "' + b"x" * (1 << 20) + b'"}'
+    try:
+        assert s.request("/v1/completions", big)[0] == 413
+    except (ConnectionError, OSError):
+        pass  # refused before it was read: closing a connection with unread bytes resets it
+    c = s.connect("POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 2000000\r\n\r\n")
+    assert b" 413 " in c.recv(1000)
+    chunked = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    c = s.connect(chunked)
+    try:
+        for _ in range(20):
+            c.sendall(b"10000\r\n" + b"y" * 0x10000 + b"\r\n")
+        c.sendall(b"0\r\n\r\n")
+        assert b" 413 " in c.recv(1000)
+    except (ConnectionError, BrokenPipeError):
+        pass
+    c = s.connect("GET /health HTTP/1.1\r\nHost: x\r\nX-Long: " + "y" * 100000 + "\r\n\r\n")
+    try:
+        assert c.recv(100).split()[1] in (b"431", b"413", b"400")
+    except ConnectionError:
+        pass
+    assert s.chat("x", max_tokens=1)[0] == 200
+    s.idle()
+
+
+def test_slow_requests_and_idle_connections_are_closed(start):
+    s = start("--receive-timeout", 1, "--idle-timeout", 2)
+    began = time.monotonic()
+    dripping = s.connect("POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n")
+    idle = s.connect("GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert b" 200 " in idle.recv(1000)
+    closed = None
+    while closed is None and time.monotonic() < began + 20:
+        try:
+            dripping.sendall(b"x")
+            dripping.settimeout(0.2)
+            if dripping.recv(100) == b"":
+                closed = time.monotonic() - began
+        except (BrokenPipeError, ConnectionError):
+            closed = time.monotonic() - began
+        except TimeoutError:
+            pass
+    assert closed is not None and closed < 15
+    idle.settimeout(20)
+    assert idle.recv(10) == b""
+    assert s.chat("x", max_tokens=1)[0] == 200
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_leaves_cancels(start, stream, real_model):
+    s = start("--threads", 2, model=real_model)
+    c = s.connect(s.raw_chat(stream=stream, **LONG))
+    while s.metrics()["generation_tokens_total"] < 3:
+        time.sleep(0.01)
+    c.close()
+    m = s.idle()
+    assert m['request_success_total{finished_reason="cancelled"}'] == 1
+    assert m["generation_tokens_total"] < 100  # of 400
+    assert s.chat("x", max_tokens=2)[0] == 200
+
+
+def test_queue_is_bounded(start, real_model):
+    s = start("--max-seqs", 1, "--max-queue", 2, "--threads", 2, model=real_model)
+    busy = [s.connect(s.raw_chat(stream=True, **LONG)) for _ in range(1)]
+    while s.metrics()["num_requests_running"] < 1:
+        time.sleep(0.01)
+    busy += [s.connect(s.raw_chat(stream=True, **LONG)) for _ in range(2)]
+    while s.metrics()["num_requests_waiting"] < 2:
+        time.sleep(0.01)
+    status, headers, body = s.request("/v1/chat/completions", {"model": "m", "messages": [{"role": "user", "content": "x"}]})
+    assert status == 429 and 1 <= int(headers["Retry-After"]) <= 60
+    assert json.loads(body)["error"]["type"] == "rate_limit_error"
+    assert s.request("/health")[0] == 200 and s.request("/ready")[0] == 200
+    # Several prompts are taken together or not at all.
+    busy.pop().close()
+    while s.metrics()["num_requests_waiting"] > 1:
+        time.sleep(0.01)
+    status, answer = s.post("/v1/completions", {"model": "m", "prompt": ["a", "b", "c"]})
+    assert status == 429, answer
+    for c in busy:
+        c.close()
+    s.idle()
+    assert s.chat("x", max_tokens=1)[0] == 200
+
+
+def test_slow_reader_holds_nobody_up(start):
+    """A client that reads nothing is dropped when its buffer is full; others go on meanwhile."""
+    s = start("--max-seqs", 4)
+    c = socket.socket()
+    c.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    c.connect(("127.0.0.1", s.port))
+    c.sendall(s.raw_chat(stream=True, max_tokens=480, ignore_eos=True, n=3, logprobs=True, top_logprobs=20).encode())
+    for _ in range(10):
+        assert s.chat("y", max_tokens=20)[0] == 200
+    s.idle()
+    c.close()
+    assert s.request("/ready")[0] == 200
+
+
+def read_all(c):
+    text = b""
+    while part := c.recv(65536):
+        text += part
+        if text.endswith(b"0\r\n\r\n"):
+            break
+    return text.decode()
+
+
+def test_sigterm_finishes_what_runs(start, real_model):
+    s = start("--threads", 2, "--drain", 120, model=real_model)
+    c = s.connect(s.raw_chat(stream=True, max_tokens=60, ignore_eos=True, temperature=0))
+    while s.metrics()["generation_tokens_total"] < 2:
+        time.sleep(0.01)
+    os.kill(s.rank0(), signal.SIGTERM)
+    while s.request("/ready")[0] == 200:
+        time.sleep(0.005)
+    status, answer = s.chat("x")
+    assert status == 503 and answer["error"]["code"] == "shutting_down"
+    assert s.request("/health")[0] == 200
+    text = read_all(c)
+    assert text.count('"content"') >= 40 and '"finish_reason": "length"' in text and "[DONE]" in text
+    assert s.process.wait(60) == 0
+    assert not s.port_file.exists()
+
+
+def test_drain_has_an_end(start, real_model):
+    s = start("--threads", 2, "--drain", 0.5, model=real_model)
+    c = s.connect(s.raw_chat(stream=True, **LONG))
+    whole = {}
+    t = threading.Thread(target=lambda: whole.update(a=s.chat("x", **LONG)))
+    t.start()
+    while s.metrics()["num_requests_running"] < 2:
+        time.sleep(0.01)
+    assert s.stop() == 0
+    text = read_all(c)
+    assert "shutting_down" in text and "[DONE]" not in text
+    t.join()
+    assert whole["a"][0] == 503 and whole["a"][1]["error"]["code"] == "shutting_down"
+
+
+def test_second_signal_ends_at_once(start, real_model):
+    s = start("--threads", 2, "--drain", 600, model=real_model)
+    c = s.connect(s.raw_chat(stream=True, **LONG))
+    while s.metrics()["num_requests_running"] < 1:
+        time.sleep(0.01)
+    os.kill(s.rank0(), signal.SIGTERM)
+    time.sleep(0.3)
+    began = time.monotonic()
+    assert s.stop(signal.SIGTERM) in (-signal.SIGTERM, 128 + signal.SIGTERM)
+    assert time.monotonic() - began < 5
+    c.close()
+
+
+@pytest.mark.parametrize("options, words", [
+    (("--host", "no.such.host.invalid"), ["--host no.such.host.invalid"]),
+    (("--api-key", ""), ["--api-key"]),
+    (("--api-key-file", "/nowhere"), ["/nowhere"]),
+    (("--max-context", 10**6), ["--max-context"]),
+    (("--port-file", "/nowhere/port"), ["--port-file"]),
+    (("--port", 70000), ["--port"]),
+    (("--dp", 2), ["--dp 2"]),
+])
+def test_refused_at_start(tiny_folder, options, words):
+    done = cli.run("serve", "--model", tiny_folder, "--threads", 1, "--port", 0, *options, timeout=60)
+    cli.one_line(done, 2, *words)
+
+
+def test_port_in_use(tiny, tiny_folder):
+    done = cli.run("serve", "--model", tiny_folder, "--threads", 1, "--port", tiny.port, timeout=60)
+    cli.one_line(done, 2, "another server listens there")
+
+
+def test_two_ranks(start, real_model):
+    """The same greedy text as one rank (f32), a drain through mpirun's SIGUSR1, exit code 0."""
+    options = ("--kv-dtype", "f32", "--max-tokens", 12, "--temperature", 0)
+    expected = cli.run_ok("generate", "--model", real_model, "--chat", "--prompt", "Say a few words.", *options).stdout.decode()
+    s = start("--kv-dtype", "f32", model=real_model, ranks=2)
+    status, answer = s.chat("Say a few words.", max_tokens=12, temperature=0)
+    assert answer["choices"][0]["message"]["content"] == expected
+    m = s.metrics()
+    assert m["ranks"] == 2
+    for rank in range(2):
+        assert 0 <= m[f'rank_heartbeat_age_seconds{{rank="{rank}"}}'] < 5
+    end = time.monotonic() + 10
+    while not all(s.metrics()[f'rank_allreduce_seconds_total{{rank="{r}"}}'] > 0 for r in range(2)):
+        assert time.monotonic() < end  # a rank tells it with its next beat
+        time.sleep(0.05)
+    os.kill(s.process.pid, signal.SIGUSR1)
+    assert s.process.wait(60) == 0, s.log()
