@@ -574,13 +574,6 @@ static void argmax(struct device *d, struct best *best, const float *logits, int
     compare_ints(c, "argmax", "value bits and index", 0, best, 2 * (size_t)n_out);
 }
 
-static void reset_blocks(struct device *d, char *pool, const int32_t *ids_host, int n, const struct dims *m)
-{
-    struct check_device *c = check_of(d);
-    c->oa->reset_blocks(c->a, pool, ids_host, n, m);
-    c->ob->reset_blocks(c->b, twin_of(c, pool), ids_host, n, m);
-}
-
 static bool graph_launch(struct device *d, uint64_t key)
 {
     (void)d;
@@ -625,7 +618,6 @@ static const struct ops check_ops = {
     .attend_prompt = attend_prompt,
     .silu_mul = silu_mul,
     .argmax = argmax,
-    .reset_blocks = reset_blocks,
 };
 
 static void close_device(struct device *d)

@@ -21,10 +21,11 @@ void kernels_layout(struct dims *m)
     if (summary_has_codes(m)) m->summary_head_bytes = align64(m->summary_head_bytes);
     m->kv_bytes = align64(kr * 2 * (size_t)m->B * (size_t)m->E * dtype_bytes(m->kv));
     m->summaries_bytes = align64(kr * m->summary_head_bytes);
-    m->last_loaded_bytes = align64(kr * pages * sizeof(int32_t));
-    m->layer_bytes = m->kv_bytes + m->summaries_bytes + m->last_loaded_bytes;
+    m->layer_bytes = m->kv_bytes + m->summaries_bytes;
     m->block_bytes = (size_t)m->L * m->layer_bytes;
-    m->slot_layer_bytes = align64((size_t)m->W * (size_t)m->Hr * ((size_t)m->E + 1) * sizeof(float));
+    m->output_cache_bytes = align64((size_t)m->W * (size_t)m->Hr * ((size_t)m->E + 1) * sizeof(float));
+    m->last_loaded_bytes = align64(kr * (size_t)(m->C / m->P) * sizeof(int32_t));
+    m->slot_layer_bytes = m->output_cache_bytes + m->last_loaded_bytes;
     m->slot_bytes = (size_t)m->L * m->slot_layer_bytes;
 }
 

@@ -25,11 +25,11 @@
  * copy moves it; inside, per layer l at offset l * layer_bytes:
  *   keys and values   (Kr, 2, B, E) in dims.kv      K then V of each kv head; a page is P consecutive tokens
  *   page summaries    (Kr, summary_head_bytes)      of each page, a function of its keys alone (enum summary_type)
- *   last_loaded       (Kr, B/P) int32               newest position whose step read the page; -1 at first
- * A *slot record* holds the output cache of one sequence, per layer:
- *   O (W, Hr, E) f32, then lse (W, Hr) f32          position r lives at ring index r % W
- * (One entry more than the w-1 that are needed: in the step that computes position p the row leaving the
- * window is still read while p is written.) */
+ * A *slot record* holds what is one sequence's own, so that others may share its blocks, per layer:
+ *   output cache      O (W, Hr, E) f32, then lse (W, Hr) f32; position r lives at ring index r % W
+ *   last_loaded       (Kr, C/P) int32               newest position whose step read the page; -1 at first
+ * (The ring has one entry more than the w-1 that are needed: in the step that computes position p the row
+ * leaving the window is still read while p is written.) */
 #ifndef RETRO_KERNELS_KERNELS_H
 #define RETRO_KERNELS_KERNELS_H
 
@@ -83,10 +83,11 @@ struct dims {
     size_t summary_bytes;      /* of one page and kv head, scales included: what scoring it reads */
     size_t summary_stride;     /* from one page's (codes) to the next's */
     size_t summary_head_bytes; /* of all pages of a block for one kv head */
-    size_t kv_bytes, summaries_bytes, last_loaded_bytes,
-        layer_bytes;                     /* of one layer in a block record; 64-aligned */
-    size_t block_bytes;                  /* one block record */
-    size_t slot_layer_bytes, slot_bytes; /* one slot record */
+    size_t kv_bytes, summaries_bytes, layer_bytes; /* of one layer in a block record; 64-aligned */
+    size_t block_bytes;                            /* one block record */
+    size_t output_cache_bytes, last_loaded_bytes,
+        slot_layer_bytes; /* of one layer in a slot record; 64-aligned */
+    size_t slot_bytes;    /* one slot record */
 };
 
 void kernels_layout(struct dims *m);
@@ -257,8 +258,6 @@ struct ops {
     void (*silu_mul)(struct device *d, void *out, const float *gate_up, int n_rows, const struct dims *m);
     /* best (n_out) of logits (n_out,Vr) f32. */
     void (*argmax)(struct device *d, struct best *best, const float *logits, int n_out, const struct dims *m);
-    /* Blocks ids[0..n) (host memory): last_loaded of all layers becomes -1. */
-    void (*reset_blocks)(struct device *d, char *pool, const int32_t *ids_host, int n, const struct dims *m);
 };
 
 #define MARKS_MAX 16384
@@ -309,10 +308,12 @@ static inline size_t kv_scales_offset(const struct dims *m, int kv_head, int pag
     return m->kv_bytes + (size_t)kv_head * m->summary_head_bytes + (size_t)(m->B / m->P) * m->summary_stride +
            (size_t)page_in_block * SUMMARY_SCALES_BYTES;
 }
-static inline size_t kv_last_loaded_offset(const struct dims *m, int kv_head, int page_in_block)
+/* last_loaded of a page of the sequence in `slot`. */
+static inline int32_t *kv_last_loaded(const struct kv_layer *kv, const struct dims *m, int slot, int kv_head,
+                                      int page)
 {
-    return m->kv_bytes + m->summaries_bytes +
-           ((size_t)kv_head * (size_t)(m->B / m->P) + (size_t)page_in_block) * sizeof(int32_t);
+    char *record = kv->slots + (size_t)slot * m->slot_bytes + m->output_cache_bytes;
+    return (int32_t *)(void *)record + (size_t)kv_head * (size_t)(m->C / m->P) + (size_t)page;
 }
 /* First page with a key visible to position p, and the page of p itself. */
 static inline int page_first_visible(int position, int sliding_window, int page_tokens)

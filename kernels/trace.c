@@ -195,8 +195,6 @@ TIMED(silu_mul, (struct device * d, void *out, const float *gate_up, int n_rows,
       (d, out, gate_up, n_rows, m))
 TIMED(argmax, (struct device * d, struct best *best, const float *logits, int n_out, const struct dims *m),
       (d, best, logits, n_out, m))
-TIMED(reset_blocks, (struct device * d, char *pool, const int32_t *ids_host, int n, const struct dims *m),
-      (d, pool, ids_host, n, m))
 
 static bool graph_launch(struct device *d, uint64_t key)
 {
@@ -242,7 +240,6 @@ static const struct ops trace_ops = {
     .attend_prompt = timed_attend_prompt,
     .silu_mul = timed_silu_mul,
     .argmax = timed_argmax,
-    .reset_blocks = timed_reset_blocks,
 };
 
 static void close_device(struct device *d)

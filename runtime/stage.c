@@ -57,7 +57,7 @@ void stage_close(struct stage *s)
     *s = (struct stage){0};
 }
 
-/* New blocks of one sequence: its table grows by them, and nobody has read their pages yet. */
+/* New blocks of one sequence: its table grows by them. */
 static void add_blocks(struct stage *s, const struct step *step, const struct step_seq *q)
 {
     struct model *m = s->model;
@@ -66,7 +66,16 @@ static void add_blocks(struct stage *s, const struct step *step, const struct st
     memcpy(row + q->first_block, ids, (size_t)q->n_blocks * sizeof *ids);
     m->op->upload(m->device, s->table_device + (row - s->table_host) + q->first_block, row + q->first_block,
                   (size_t)q->n_blocks * sizeof *ids);
-    m->op->reset_blocks(m->device, m->pool, ids, q->n_blocks, &m->dims);
+}
+
+/* No page has been loaded by the new sequence in the slot: last_loaded is -1. */
+static void forget_pages(struct stage *s, int slot)
+{
+    struct model *m = s->model;
+    const struct dims *d = &m->dims;
+    char *marks = m->slots + (size_t)slot * d->slot_bytes + d->output_cache_bytes;
+    for (int l = 0; l < d->L; l++, marks += d->slot_layer_bytes)
+        m->op->fill(m->device, marks, 0xff, d->last_loaded_bytes);
 }
 
 static void apply_seq(struct stage *s, const struct step *step, const struct step_seq *q)
@@ -76,6 +85,7 @@ static void apply_seq(struct stage *s, const struct step *step, const struct ste
         s->policy[q->slot] = q->policy;
         m->op->fill(m->device, m->counters + (size_t)q->slot * COUNTER_COUNT, 0,
                     COUNTER_COUNT * sizeof(int64_t));
+        forget_pages(s, q->slot);
     }
     if (q->n_blocks > 0) add_blocks(s, step, q);
 }

@@ -135,7 +135,7 @@ static bool next_chunk(struct attend *a, struct cursor *at, struct chunk *c)
         for (int t = 0; t < filled; t++) c->key[j * m->P + t] = keys + (size_t)t * row_bytes;
         c->n_tokens = j * m->P + filled;
         if (c->span->n_rows > 1) {
-            c->last_loaded[j] = page_last_loaded(place, m, c->kv_head);
+            c->last_loaded[j] = kv_last_loaded(a->kv, m, c->span->slot, c->kv_head, c->page[j]);
             __builtin_prefetch(c->last_loaded[j]);
         }
     }

@@ -152,11 +152,6 @@ static inline char *page_keys(struct page_place at, const struct dims *m, int kv
            (size_t)at.page * (size_t)m->P * (size_t)m->E * dtype_bytes(m->kv);
 }
 
-static inline int32_t *page_last_loaded(struct page_place at, const struct dims *m, int kv_head)
-{
-    return (int32_t *)(at.block + kv_last_loaded_offset(m, kv_head, at.page));
-}
-
 static inline const int32_t *span_blocks(const struct batch *b, const struct dims *m, int slot)
 {
     return b->block_table + (size_t)slot * (size_t)(m->C / m->B);

@@ -77,6 +77,5 @@ void cpu_linear(struct device *d, float *y, const void *x, const struct matrix *
                 int n_rows);
 void cpu_silu_mul(struct device *d, void *out, const float *gate_up, int n_rows, const struct dims *m);
 void cpu_argmax(struct device *d, struct best *best, const float *logits, int n_out, const struct dims *m);
-void cpu_reset_blocks(struct device *d, char *pool, const int32_t *ids_host, int n, const struct dims *m);
 
 #endif

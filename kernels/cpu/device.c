@@ -47,7 +47,6 @@ static const struct ops cpu_ops = {
     .attend_prompt = cpu_attend_prompt,
     .silu_mul = cpu_silu_mul,
     .argmax = cpu_argmax,
-    .reset_blocks = cpu_reset_blocks,
 };
 
 static const char *const isa_names[CPU_ISA_COUNT] = {"auto", "portable", "AVX2", "AVX-512"};

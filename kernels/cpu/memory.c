@@ -61,18 +61,6 @@ void *cpu_stream(struct device *d)
     return NULL;
 }
 
-void cpu_reset_blocks(struct device *d, char *pool, const int32_t *ids_host, int n, const struct dims *m)
-{
-    (void)d;
-    for (int i = 0; i < n; i++) {
-        ASSERT(ids_host[i] >= 0 && ids_host[i] < m->n_blocks);
-        char *last_loaded = pool + (size_t)ids_host[i] * m->block_bytes + kv_last_loaded_offset(m, 0, 0);
-        size_t bytes = (size_t)m->Kr * (size_t)(m->B / m->P) * sizeof(int32_t);
-        for (int layer = 0; layer < m->L; layer++, last_loaded += m->layer_bytes)
-            memset(last_loaded, 0xff, bytes); /* -1 */
-    }
-}
-
 int64_t cpu_mem_available(struct device *d)
 {
     (void)d;

@@ -71,12 +71,11 @@ static void close_pages(const struct merge *a, const struct decode_span *s, int 
                         int n)
 {
     const struct dims *m = a->m;
-    const int32_t *blocks = span_blocks(a->b, m, s->slot);
     int window = a->kv->sliding_window, oldest = s->position - s->n_rows + 1;
     int lo = first_visible(s->position, window);
     int64_t met = 0, read = 0;
     for (int j = 0; j < n; j++) {
-        int32_t *last_loaded = page_last_loaded(page_place_of(a->kv, blocks, page[j], m), m, kv_head);
+        int32_t *last_loaded = kv_last_loaded(a->kv, m, s->slot, kv_head, page[j]);
         int start = page[j] * m->P, end = start + m->P - 1 < s->position ? start + m->P - 1 : s->position;
         read += end - (start > lo ? start : lo) + 1;
         /* Revised rows that have not met the page and may see a key of it: `from` to `to`. */

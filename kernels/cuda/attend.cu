@@ -112,7 +112,7 @@ static __device__ __forceinline__ void load_window(struct page *slot, int i, con
         struct page_place place = page_place_of(kv, w.blocks, page, m);
         p.keys = page_keys(place, m, w.kv_head);
         p.first = page * m.P;
-        if (w.s.n_rows > 1) p.last_loaded = *page_last_loaded(place, m, w.kv_head);
+        if (w.s.n_rows > 1) p.last_loaded = *page_last_loaded(kv, m, w.s.slot, w.kv_head, page);
     }
     slot[threadIdx.x] = p;
 }
@@ -416,7 +416,7 @@ static __global__ void __launch_bounds__(PLAIN_THREADS, 1)
             if (token.position > w.s.position || token.position < lowest) return token;
             struct page_place place = page_place_of(kv, w.blocks, page, m);
             token.key = page_keys(place, m, w.kv_head) + (size_t)(in_page * m.E * type_bytes(m.kv));
-            if (w.s.n_rows > 1) token.last_loaded = *page_last_loaded(place, m, w.kv_head);
+            if (w.s.n_rows > 1) token.last_loaded = *page_last_loaded(kv, m, w.s.slot, w.kv_head, page);
             return token;
         });
     __syncthreads(); /* o, m and l are complete */

@@ -92,11 +92,12 @@ static __device__ __forceinline__ char *page_summary(struct page_place at, const
     return at.block + m.kv_bytes +
            ((size_t)kv_head * (size_t)(m.B / m.P) + (size_t)at.page) * m.summary_bytes;
 }
-static __device__ __forceinline__ int32_t *page_last_loaded(struct page_place at, const struct dims &m,
-                                                            int kv_head)
+/* last_loaded of a page of the sequence in `slot`. */
+static __device__ __forceinline__ int32_t *page_last_loaded(const struct kv_layer &kv, const struct dims &m,
+                                                            int slot, int kv_head, int page)
 {
-    return reinterpret_cast<int32_t *>(at.block + m.kv_bytes + m.summaries_bytes) +
-           ((size_t)kv_head * (size_t)(m.B / m.P) + (size_t)at.page);
+    return reinterpret_cast<int32_t *>(kv.slots + (size_t)slot * m.slot_bytes + m.output_cache_bytes) +
+           ((size_t)kv_head * (size_t)(m.C / m.P) + (size_t)page);
 }
 
 /* --- who sees what --- */

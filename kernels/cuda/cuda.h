@@ -101,7 +101,6 @@ void cuda_attend_prompt(struct device *d, void *out, const float *q, const struc
                         const struct batch *b, const struct dims *m);
 void cuda_silu_mul(struct device *d, void *out, const float *gate_up, int n_rows, const struct dims *m);
 void cuda_argmax(struct device *d, struct best *best, const float *logits, int n_out, const struct dims *m);
-void cuda_reset_blocks(struct device *d, char *pool, const int32_t *ids_host, int n, const struct dims *m);
 
 #ifdef __cplusplus
 }

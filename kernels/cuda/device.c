@@ -149,7 +149,6 @@ static const struct ops cuda_ops = {
     .attend_prompt = cuda_attend_prompt,
     .silu_mul = cuda_silu_mul,
     .argmax = cuda_argmax,
-    .reset_blocks = cuda_reset_blocks,
 };
 
 static void close_device(struct device *d)

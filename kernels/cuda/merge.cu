@@ -136,15 +136,13 @@ static __device__ __forceinline__ void add_counter(int64_t *counter, int64_t n)
 /* Counts what the span did with pages [from, from+CLOSE_PAGES) of the kv head's list, and marks them. */
 static __device__ __forceinline__ void close_pages(const struct merge &a, const struct decode_span &s,
                                                    int kv_head, const int32_t *list, int n, int from,
-                                                   const struct kv_layer &kv, const struct batch &b,
-                                                   const struct dims &m)
+                                                   const struct kv_layer &kv, const struct dims &m)
 {
-    const int32_t *blocks = span_blocks(b, m, s.slot);
     int window = kv.sliding_window, oldest = s.position - s.n_rows + 1;
     int lo = first_visible(s.position, window), met = 0, read = 0;
     for (int j = from + (int)threadIdx.x; j < min(n, from + (int)CLOSE_PAGES); j += THREADS) {
         int page = list[j], start = page * m.P, end = min(start + m.P - 1, s.position);
-        int32_t *last_loaded = page_last_loaded(page_place_of(kv, blocks, page, m), m, kv_head);
+        int32_t *last_loaded = page_last_loaded(kv, m, s.slot, kv_head, page);
         read += end - max(start, lo) + 1;
         if (s.n_rows > 1) { /* revised rows that have not met the page and may see a key of it */
             int first = max(max(*last_loaded + 1, start), oldest), last = s.position - 1;
@@ -178,7 +176,7 @@ static __global__ void __launch_bounds__(THREADS)
     if (x >= a.queries) {
         int from = (x - a.queries) * CLOSE_PAGES;
         if (from < n_pages)
-            close_pages(a, s, kv_head, a.pages + (size_t)at * (size_t)(m.C / m.P), n_pages, from, kv, b, m);
+            close_pages(a, s, kv_head, a.pages + (size_t)at * (size_t)(m.C / m.P), n_pages, from, kv, m);
         return;
     }
     int head, n_heads = attended_heads(m, kv_head, &head), per_split = split_pages(n_pages, m);

@@ -189,16 +189,14 @@ static void mark_pages(struct bench *k)
 {
     const struct dims *m = &k->m;
     uint32_t x = 7;
-    for (int i = 0; i < m->n_blocks; i++)
-        for (int l = 0; l < m->L; l++)
-            for (int j = 0; j < m->Kr * (m->B / m->P); j++) {
-                struct kv_layer kv = layer(k, l);
-                char *marks = kv_layer_block(&kv, m, i) + kv_last_loaded_offset(m, 0, 0);
-                double u = (double)((x = x * 1664525 + 1013904223) >> 8) * 0x1p-24;
-                int age = 1;
-                while (age < 8 && u < 0.17 / (1 + 0.4 * (age - 1))) age++;
-                ((int32_t *)(void *)marks)[j] = m->C - 1 - age;
-            }
+    for (int l = 0; l < m->L; l++)
+        for (int j = 0; j < m->Kr * (m->C / m->P); j++) {
+            struct kv_layer kv = layer(k, l);
+            double u = (double)((x = x * 1664525 + 1013904223) >> 8) * 0x1p-24;
+            int age = 1;
+            while (age < 8 && u < 0.17 / (1 + 0.4 * (age - 1))) age++;
+            *kv_last_loaded(&kv, m, 0, 0, j) = m->C - 1 - age;
+        }
 }
 
 /* One line: a span of `rows` rows that reads a share `budget` of the pages. */

@@ -389,12 +389,11 @@ static void close_expected(struct world *w, int span, int g)
             add[COUNTER_PAGES_MET] += sees && *mark < r;
         }
         *mark = s->position;
-        char *at =
-            block_of(w, s->slot, page[i] * m->P) + kv_last_loaded_offset(m, g, page[i] % (m->B / m->P));
+        char *at = (char *)kv_last_loaded(&w->kv, m, s->slot, g, page[i]);
         int32_t got;
         memcpy(&got, at, sizeof got);
         assert_int_equal(got, s->position);
-        allow(w, at, sizeof got);
+        memcpy(w->slots_before + (at - w->slots), at, sizeof got);
     }
     if (m->kv_owner) {
         int64_t *counter = w->expected_counters + s->slot * COUNTER_COUNT;

@@ -66,8 +66,6 @@ static void fill_pool(struct world *w)
 {
     const struct dims *m = &w->m;
     memset(w->pool, w->c.stale ? 0x7b : 0xff, (size_t)m->n_blocks * m->block_bytes);
-    for (int i = 0; i < m->n_blocks; i++)
-        memset(kv_layer_block(&w->kv, m, i) + kv_last_loaded_offset(m, 0, 0), 0xff, m->last_loaded_bytes);
     memset(w->slots, 0xff, (size_t)m->n_slots * m->slot_bytes);
     for (int i = 0; i < m->n_blocks; i++) w->block_table[i] = i;
     for (int i = m->n_blocks - 1; i > 0; i--) {

@@ -1,5 +1,5 @@
 /* test_cpu_ops.c - the CPU ops that are neither products nor attention, each against its formula in double:
- * memory, embed, rope_table, add_norm, gather_norm, silu_mul, argmax, reset_blocks. */
+ * memory, embed, rope_table, add_norm, gather_norm, silu_mul, argmax. */
 #include "tests/kernels/guard.h"
 
 static const int sizes[] = {1, 2, 3, 7, 8, 16, 31, 64, 65, 512, 4099};
@@ -309,50 +309,6 @@ static void argmax_prefers_the_lower_index(void **state)
     device_close(d);
 }
 
-static void reset_blocks_touches_last_loaded_only(void **state)
-{
-    (void)state;
-    struct device *d = cpu_device(CPU_ISA_AUTO, 1, DTYPE_F32);
-    for (int P = 4; P <= 32; P *= 2)
-        for (int L = 1; L <= 3; L++) {
-            struct dims m = {.L = L,
-                             .E = 6,
-                             .G = 2,
-                             .Kr = 3,
-                             .Qr = 6,
-                             .Hr = 6,
-                             .P = P,
-                             .B = 64,
-                             .W = 2,
-                             .C = 128,
-                             .n_blocks = 5,
-                             .kv = DTYPE_BF16,
-                             .summary = SUMMARY_BF16};
-            kernels_layout(&m);
-            struct guard g;
-            unsigned char *pool = guard_open(&g, m.block_bytes * 5);
-            memset(pool, 0x11, m.block_bytes * 5);
-            const int32_t ids[] = {4, 1};
-            device_ops(d)->reset_blocks(d, (char *)pool, ids, 2, &m);
-            size_t changed = 0;
-            for (size_t i = 0; i < m.block_bytes * 5; i++) changed += pool[i] != 0x11;
-            for (int block = 0; block < 5; block++)
-                for (int layer = 0; layer < L; layer++)
-                    for (int head = 0; head < 3; head++)
-                        for (int page = 0; page < 64 / P; page++) {
-                            int32_t v;
-                            memcpy(&v,
-                                   pool + (size_t)block * m.block_bytes + (size_t)layer * m.layer_bytes +
-                                       kv_last_loaded_offset(&m, head, page),
-                                   4);
-                            assert_int_equal(v, block == 4 || block == 1 ? -1 : 0x11111111);
-                        }
-            assert_int_equal(changed, 2 * (size_t)L * 3 * (size_t)(64 / P) * 4);
-            guard_close(&g);
-        }
-    device_close(d);
-}
-
 static void description_names_what_runs(void **state)
 {
     (void)state;
@@ -374,7 +330,6 @@ int main(void)
         cmocka_unit_test(silu_is_right),
         cmocka_unit_test(silu_extremes),
         cmocka_unit_test(argmax_prefers_the_lower_index),
-        cmocka_unit_test(reset_blocks_touches_last_loaded_only),
         cmocka_unit_test(description_names_what_runs),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
