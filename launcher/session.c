@@ -162,6 +162,8 @@ enum status session_load(struct session *s, int context, int n_slots, struct rea
         .block_tokens = o->block_size,
         .window = s->window,
         .kv_tokens = s->kv_tokens,
+        .max_rows = s->room.max_rows,
+        .swap_bytes = s->room.swap_bytes,
         .kv = (enum dtype)o->kv_dtype,
         .summary = options_summary(o),
         .progress = s->world.rank == 0,

@@ -18,6 +18,12 @@ struct session {
     int window;    /* largest of any sequence; session_prepare sets that of the options */
     int threads;   /* of a rank; 0: the device has none of its own */
     int kv_tokens; /* that the KV cache holds; 0: enough for all sequences at once */
+    /* What a command may want otherwise, set between session_prepare and session_load on every rank; 0: as
+     * model.h says. */
+    struct {
+        int max_rows;
+        int64_t swap_bytes;
+    } room;
     struct comm *comm;
     struct ctl *ctl;
     struct model_files files;

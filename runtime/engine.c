@@ -56,6 +56,8 @@ struct engine *engine_open(struct model *m, struct comm *c, struct ctl *ctl)
         .window = d->W,
         .vocab = m->arch->vocab,
         .n_layers = d->L,
+        .n_host_blocks = m->n_host_blocks,
+        .n_host_slots = m->n_host_slots,
     };
     stage_open(&e->stage, m);
     step_open(&e->plan, &e->limits);

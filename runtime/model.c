@@ -1,10 +1,12 @@
 #include "runtime/model.h"
 
+#include <limits.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "runtime/base/die.h"
+#include "runtime/base/hostmem.h"
 #include "runtime/base/progress.h"
 
 enum status model_files_open(struct model_files *f, const char *dir, struct reason *why)
@@ -43,7 +45,7 @@ void model_dims(struct dims *m, const struct arch *a, const struct shard *s, con
     int context = (o->context + o->block_tokens - 1) / o->block_tokens * o->block_tokens;
     int64_t all = (int64_t)o->n_slots * (context / o->block_tokens);
     int64_t wanted = ((int64_t)o->kv_tokens + o->block_tokens - 1) / o->block_tokens;
-    int64_t n_blocks = o->kv_tokens && wanted < all ? wanted : all;
+    int64_t n_blocks = o->kv_tokens ? wanted : all; /* more than all serve as a larger prefix cache */
     *m = (struct dims){
         .L = a->n_layers,
         .D = a->hidden,
@@ -62,7 +64,7 @@ void model_dims(struct dims *m, const struct arch *a, const struct shard *s, con
         .C = context,
         .n_slots = o->n_slots,
         .n_blocks = n_blocks < INT32_MAX ? (int)n_blocks : INT32_MAX,
-        .max_rows = o->prefill_chunk + o->n_slots * o->window,
+        .max_rows = o->max_rows ? o->max_rows : o->prefill_chunk + o->n_slots * o->window,
         .max_spans = o->n_slots,
         .max_out = o->n_slots,
         .act = o->act,
@@ -126,11 +128,14 @@ static void carve(struct model *m, struct arena *a, const struct model_files *fi
 static enum status check_fit(struct model *m, const struct model_options *o, struct reason *why)
 {
     int64_t available = m->op->mem_available(m->device) / (o->node_ranks > 0 ? o->node_ranks : 1);
+    int64_t host = hostmem_available() / (o->node_ranks > 0 ? o->node_ranks : 1);
+    if (strcmp(m->op->name, "cpu") == 0) available -= o->swap_bytes; /* both take the host's memory */
     int64_t slack = available - m->plan.total_bytes, least = slack;
+    if (slack > host - o->swap_bytes) least = slack = host - o->swap_bytes;
     comm_min_i64(m->comm, &least, 1);
     if (least >= 0) return STATUS_OK;
     double gib = 1.0 / (1 << 30);
-    int64_t over_tokens = -least / (m->plan.kv_bytes / ((int64_t)m->dims.n_slots * m->dims.C) + 1) + 1;
+    int64_t over_tokens = -least / (m->plan.kv_bytes / ((int64_t)m->dims.n_blocks * m->dims.B) + 1) + 1;
     if (slack >= 0)
         return status_fail(why, STATUS_NO_FIT,
                            "another rank needs %.2f GiB more than its host has free: lower "
@@ -138,12 +143,26 @@ static enum status check_fit(struct model *m, const struct model_options *o, str
                            (double)-least * gib);
     return status_fail(
         why, STATUS_NO_FIT,
-        "needs %.2f GiB on a rank (weights %.2f, KV %.2f for %d x %d tokens, scratch %.2f), %.2f GiB "
-        "free: take %lld tokens off --max-context or --max-seqs, or start more ranks",
+        "needs %.2f GiB on a rank (weights %.2f, KV %.2f for %lld tokens, scratch %.2f) and %.2f of "
+        "swap space, %.2f GiB free: take %lld tokens off --max-context or --max-seqs, or start more ranks",
         (double)m->plan.total_bytes * gib, (double)m->plan.weights_bytes * gib,
-        (double)m->plan.kv_bytes * gib, m->dims.n_slots, m->dims.C,
-        (double)(m->plan.scratch_bytes + m->plan.slots_bytes) * gib, (double)available * gib,
-        (long long)over_tokens);
+        (double)m->plan.kv_bytes * gib, (long long)m->dims.n_blocks * m->dims.B,
+        (double)(m->plan.scratch_bytes + m->plan.slots_bytes) * gib, (double)o->swap_bytes * gib,
+        (double)(slack + m->plan.total_bytes) * gib, (long long)over_tokens);
+}
+
+/* How many records the swap space of every rank holds: the tightest rank decides, so that rank 0 can name
+ * them. */
+static void size_swap(struct model *m, int64_t bytes)
+{
+    const struct dims *d = &m->dims;
+    int64_t slots = 2 * (int64_t)d->n_slots,
+            slot_bytes = (int64_t)(d->slot_bytes + COUNTER_COUNT * sizeof(int64_t));
+    int64_t n = (bytes - slots * slot_bytes) / (int64_t)d->block_bytes;
+    if (n > INT_MAX) n = INT_MAX;
+    comm_min_i64(m->comm, &n, 1);
+    m->n_host_blocks = n > 0 ? (int)n : 0;
+    m->n_host_slots = n > 0 ? (int)slots : 0;
 }
 
 static void fill_constants(struct model *m)
@@ -191,6 +210,7 @@ enum status model_open(struct model **out, const struct model_files *files, stru
         model_close(m);
         return status;
     }
+    size_swap(m, o->swap_bytes);
     arena_wrap(&arena, m->memory, m->memory_bytes);
     carve(m, &arena, files);
     arena_seal(&arena);

@@ -33,6 +33,8 @@ struct model_options {
     int n_slots;           /* sequences on the device at once */
     int context;           /* most tokens of one sequence; rounded up to whole blocks */
     int prefill_chunk;     /* most prompt rows in a step */
+    int max_rows;          /* most rows in a step; 0: a prompt chunk and every sequence's decode rows */
+    int64_t swap_bytes;    /* host memory of this rank for interrupted sequences; 0: none */
     int page_tokens, block_tokens;
     int window;    /* largest w of any sequence */
     int kv_tokens; /* that the cache holds, rounded up to blocks; 0: n_slots * context */
@@ -55,6 +57,8 @@ struct model {
     struct model_options options;
     void *memory; /* the one device allocation */
     size_t memory_bytes;
+
+    int n_host_blocks, n_host_slots; /* records that the swap space holds: the same on all ranks */
 
     /* State. */
     char *pool;        /* n_blocks block records */

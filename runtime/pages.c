@@ -11,7 +11,8 @@ void pages_open(struct pages *p, int n_blocks)
     *p = (struct pages){.n_blocks = n_blocks, .n_free = n_blocks};
     p->free_list = malloc((size_t)n_blocks * sizeof *p->free_list);
     p->n_refs = calloc((size_t)n_blocks, sizeof *p->n_refs);
-    if (!p->free_list || !p->n_refs)
+    p->kept = calloc((size_t)n_blocks, sizeof *p->kept);
+    if (!p->free_list || !p->n_refs || !p->kept)
         DIE(EXIT_CODE_MEMORY, "lower --max-context or --max-seqs", "no memory for the table of %d KV blocks",
             n_blocks);
     for (int i = 0; i < n_blocks; i++) p->free_list[i] = n_blocks - 1 - i; /* block 0 first */
@@ -21,6 +22,7 @@ void pages_close(struct pages *p)
 {
     free(p->free_list);
     free(p->n_refs);
+    free(p->kept);
     *p = (struct pages){0};
 }
 
@@ -40,6 +42,7 @@ enum status pages_alloc(struct pages *p, int n, int32_t *out_blocks)
 void pages_share(struct pages *p, int32_t block)
 {
     ASSERT(block >= 0 && block < p->n_blocks && p->n_refs[block] > 0);
+    p->n_idle -= p->kept[block] && p->n_refs[block] == 1;
     p->n_refs[block]++;
 }
 
@@ -47,6 +50,23 @@ void pages_release(struct pages *p, int32_t block)
 {
     ASSERT(block >= 0 && block < p->n_blocks && p->n_refs[block] > 0);
     if (--p->n_refs[block] == 0) p->free_list[p->n_free++] = block;
+    ASSERT(!p->kept[block] || p->n_refs[block] > 0);
+    p->n_idle += p->kept[block] && p->n_refs[block] == 1;
+}
+
+void pages_keep(struct pages *p, int32_t block)
+{
+    ASSERT(block >= 0 && block < p->n_blocks && !p->kept[block]);
+    pages_share(p, block);
+    p->kept[block] = true;
+}
+
+void pages_unkeep(struct pages *p, int32_t block)
+{
+    ASSERT(block >= 0 && block < p->n_blocks && p->kept[block]);
+    p->n_idle -= p->n_refs[block] == 1;
+    p->kept[block] = false;
+    pages_release(p, block);
 }
 
 void pages_check(const struct pages *p)
@@ -59,6 +79,11 @@ void pages_check(const struct pages *p)
         ASSERT(block >= 0 && block < p->n_blocks && !seen[block] && p->n_refs[block] == 0);
         seen[block] = 1;
     }
-    for (int i = 0; i < p->n_blocks; i++) ASSERT(p->n_refs[i] >= 0 && (seen[i] || p->n_refs[i] > 0));
+    int n_idle = 0;
+    for (int i = 0; i < p->n_blocks; i++) {
+        ASSERT(p->n_refs[i] >= 0 && (seen[i] || p->n_refs[i] > 0) && (!p->kept[i] || p->n_refs[i] > 0));
+        n_idle += p->kept[i] && p->n_refs[i] == 1;
+    }
+    ASSERT(n_idle == p->n_idle);
     free(seen);
 }

@@ -11,6 +11,16 @@ const char *policy_kind_name(enum policy_kind k)
     return names[k];
 }
 
+bool policy_same(const struct policy *a, const struct policy *b)
+{
+    if (a->kind != b->kind) return false;
+    if (a->kind == POLICY_DENSE) return true; /* the rest has no meaning */
+    return a->window == b->window && a->kv_budget == b->kv_budget &&
+           a->kv_budget_tokens == b->kv_budget_tokens && a->dense_layers == b->dense_layers &&
+           a->score_alpha == b->score_alpha && a->score_group == b->score_group &&
+           a->sink_pages == b->sink_pages;
+}
+
 int policy_rows(const struct policy *p, int position, int first)
 {
     ASSERT(position >= first);

@@ -24,6 +24,8 @@ struct policy {
 };
 
 const char *policy_kind_name(enum policy_kind k);
+/* Do both compute the same? */
+bool policy_same(const struct policy *a, const struct policy *b);
 
 /* Rows of the step whose newest position is `position`: how many, counting the new one. `first` is the first
  * position that sparse decode computed (prompt rows are never revised). */

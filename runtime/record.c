@@ -10,7 +10,7 @@
 
 static const char magic[8] = {'R', 'E', 'T', 'R', 'O', 'R', 'E', 'C'};
 
-#define RECORD_VERSION 2u
+#define RECORD_VERSION 3u
 #define FRAME_MAX (64u << 20)
 
 static uint32_t digest(const struct engine_output *o, int vocab)

@@ -59,7 +59,8 @@ enum status service_open(struct service **out, struct engine *e, const struct se
     s->engine = e;
     s->limits = *l;
     s->max_queue = o->max_queue;
-    sched_open(&s->sched, l, rows);
+    struct sched_options so = {.max_rows = rows, .growth = o->growth, .cache = o->prefix_cache};
+    sched_open(&s->sched, l, &so);
     step_open(&s->step, l);
     s->eos = buffer_zeroed((size_t)o->n_eos, sizeof *s->eos);
     if (o->n_eos) memcpy(s->eos, o->eos, (size_t)o->n_eos * sizeof *s->eos);
@@ -184,7 +185,12 @@ static void publish(struct service *s)
     struct service_stats *now = &s->now;
     now->n_running = s->sched.n_running;
     now->n_waiting = s->sched.n_waiting;
+    now->n_preempted = s->sched.n_swapped;
     now->n_blocks_free = s->sched.pages.n_free;
+    now->n_blocks_cached = s->sched.pages.n_idle;
+    now->preemptions = s->sched.n_preempted;
+    now->prefix_queries = s->sched.n_looked_up;
+    now->prefix_hits = s->sched.n_found;
     if (pthread_mutex_trylock(&s->stats_lock) != 0) return;
     s->published = *now;
     pthread_mutex_unlock(&s->stats_lock);
@@ -207,6 +213,8 @@ static void begin_request(struct service *s, struct request *r)
         struct choice *c = &r->choice[i];
         c->seq.key = r->submitted_us - (int64_t)r->from.priority * PRIORITY_US;
         c->seq.limit = r->from.n_prompt + r->max_tokens - 1;
+        c->seq.priority = r->from.priority;
+        c->seq.leader = i ? &r->choice[0].seq : NULL;
         c->seq.want = request_want(c);
         sched_add(&s->sched, &c->seq, &r->from.policy, r->from.prompt, r->from.n_prompt);
     }
@@ -251,6 +259,8 @@ static void finish_choice(struct service *s, struct choice *c, struct service_en
         s->now.pages_loaded += counters[COUNTER_PAGES_LOADED];
         s->now.pages_met += counters[COUNTER_PAGES_MET];
     }
+    r->usage.n_preempted += c->seq.n_preempted;
+    if (c->index == 0 && c->seq.n_cached > 0) r->usage.n_cached = c->seq.n_cached;
     sched_remove(&s->sched, &c->seq);
     request_end(c, end);
     s->now.n_finished[end->reason]++;
@@ -352,6 +362,7 @@ static void execute(struct service *s)
     s->now.step_began_us = 0;
     s->now.last_step_us = clock_us();
     count_step(s, s->now.last_step_us - began);
+    sched_executed(&s->sched, &s->step);
     deliver(s, &result);
     publish(s);
 }

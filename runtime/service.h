@@ -19,6 +19,7 @@
 #include "runtime/engine.h"
 #include "runtime/policy.h"
 #include "runtime/sampler.h"
+#include "runtime/sched.h"
 #include "runtime/tokenizer.h"
 
 struct service;
@@ -29,6 +30,8 @@ struct service_options {
     int n_eos;
     int max_queue;        /* requests that wait at most; more are refused with QUEUE_FULL */
     int max_batch_tokens; /* rows of a step at most; 0: what the engine takes */
+    enum sched_cache prefix_cache;
+    int growth; /* sched_options.growth; 0: its default */
 };
 
 enum status service_open(struct service **out, struct engine *e, const struct service_options *o,
@@ -128,7 +131,7 @@ void service_drain(struct service *s, double seconds);
 #define SERVICE_STEP_BUCKETS 20
 
 struct service_stats {
-    int n_running, n_waiting, n_preempted; /* sequences now: in the batch, not yet admitted, interrupted */
+    int n_running, n_waiting, n_preempted; /* sequences now: in the batch, waiting, out in host memory */
     int n_blocks, n_blocks_free, n_blocks_cached; /* cached: held by the prefix cache alone */
     int block_tokens;
     int64_t n_requests, n_finished[SERVICE_FINISH_COUNT]; /* requests accepted; choices by how they ended */

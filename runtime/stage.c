@@ -37,6 +37,7 @@ void stage_open(struct stage *s, struct model *m)
     s->n_blocks = calloc((size_t)m->dims.n_slots, sizeof *s->n_blocks);
     if (!s->host || !s->device || !s->table_host || !s->table_device || !s->policy || !s->n_blocks)
         DIE(EXIT_CODE_MEMORY, "lower --prefill-chunk or --max-seqs", "no memory for the step plan");
+    swap_open(&s->swap, m);
     arena_wrap(&a, s->host, s->bytes);
     carve_arrays(&s->h, &a, &m->dims);
     arena_wrap(&a, s->device, s->bytes);
@@ -52,6 +53,7 @@ void stage_close(struct stage *s)
     op->mem_free(d, s->device, s->bytes);
     op->host_free(d, s->table_host, table_bytes(&s->model->dims));
     op->mem_free(d, s->table_device, table_bytes(&s->model->dims));
+    swap_close(&s->swap);
     free(s->policy);
     free(s->n_blocks);
     *s = (struct stage){0};
@@ -118,10 +120,12 @@ enum status stage_step(struct stage *s, const struct step *step, struct batch *b
     enum status status = step_continue(step, s->n_blocks, why);
     if (status != STATUS_OK) return status;
     *b = (struct batch){.n_rows = step->n_rows};
+    swap_out(&s->swap, step);
     for (int i = 0; i < step->n_seqs; i++) {
         apply_seq(s, step, &step->seq[i]);
         add_rows(s, step, &step->seq[i], b);
     }
+    swap_in(&s->swap, step); /* into slots that are fresh: after they were cleared */
     b->token = s->d.token;
     b->position = s->d.position;
     b->slot = s->d.slot;

@@ -9,6 +9,7 @@
 
 #include "runtime/model.h"
 #include "runtime/step.h"
+#include "runtime/swap.h"
 
 struct stage_arrays {
     int32_t *token, *position, *slot; /* (max_rows) */
@@ -25,12 +26,13 @@ struct stage {
     int32_t *table_host, *table_device; /* (n_slots, C/B) */
     struct policy *policy;              /* (n_slots) of the sequence in the slot */
     int *n_blocks;                      /* (n_slots) entries of the slot's table that are set */
+    struct swap swap;
 };
 
 void stage_open(struct stage *s, struct model *m);
 void stage_close(struct stage *s);
 
-/* Applies what the step brings (fresh slots, new blocks) and uploads the plan; `b` is borrowed until the next
+/* Applies what the step brings (moves, fresh slots, new blocks) and uploads the plan; `b` is borrowed until the next
  * call. BAD_INPUT when a row's position has no block or a slot is not in use: a plan that does not fit the
  * mirror. */
 enum status stage_step(struct stage *s, const struct step *step, struct batch *b, struct reason *why);

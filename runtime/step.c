@@ -11,8 +11,12 @@ void step_open(struct step *s, const struct step_limits *limits)
     *s = (struct step){.limits = *limits};
     s->seq = calloc((size_t)limits->n_slots, sizeof *s->seq);
     s->token = calloc((size_t)limits->max_rows, sizeof *s->token);
-    s->block = calloc((size_t)limits->n_blocks, sizeof *s->block);
-    if (!s->seq || !s->token || !s->block)
+    s->max_blocks = limits->n_slots * (limits->context / limits->block_tokens);
+    s->block = calloc((size_t)s->max_blocks, sizeof *s->block);
+    /* Every record out, every record in, and one copied block for each sequence. */
+    s->max_moves = 2 * limits->n_blocks + 3 * limits->n_slots;
+    s->move = calloc((size_t)s->max_moves, sizeof *s->move);
+    if (!s->seq || !s->token || !s->block || !s->move)
         DIE(EXIT_CODE_MEMORY, "lower --max-context or --max-seqs", "no memory for a step plan");
 }
 
@@ -21,20 +25,21 @@ void step_close(struct step *s)
     free(s->seq);
     free(s->token);
     free(s->block);
+    free(s->move);
     *s = (struct step){0};
 }
 
 void step_clear(struct step *s, uint64_t id)
 {
     s->id = id;
-    s->n_seqs = s->n_rows = s->n_blocks = 0;
+    s->n_seqs = s->n_rows = s->n_blocks = s->n_moves = 0;
 }
 
 static void add(struct step *s, struct seq *q, enum row_kind kind, int position, int n_rows,
                 enum step_want want)
 {
     ASSERT(s->n_seqs < s->limits.n_slots && s->n_rows + n_rows <= s->limits.max_rows);
-    ASSERT(q->n_blocks - q->n_announced <= s->limits.n_blocks - s->n_blocks);
+    ASSERT(q->n_blocks - q->n_announced <= s->max_blocks - s->n_blocks);
     ASSERT(q->n_blocks * s->limits.block_tokens >= position + n_rows);
     int n_blocks = q->n_blocks - q->n_announced;
     s->seq[s->n_seqs++] = (struct step_seq){
@@ -61,9 +66,9 @@ static void add(struct step *s, struct seq *q, enum row_kind kind, int position,
 
 void step_add_decode(struct step *s, struct seq *q, enum step_want want)
 {
-    ASSERT(q->fed == q->n_tokens - 1 && q->fed >= q->n_prompt);
+    ASSERT(q->fed < q->n_tokens && q->fed >= q->n_prompt);
     ASSERT(s->n_seqs == 0 || s->seq[s->n_seqs - 1].kind == ROW_NEW);
-    int position = q->n_tokens - 1;
+    int position = q->fed;
     int n_rows = policy_rows(&q->policy, position, q->n_prompt);
     add(s, q, ROW_NEW, position - n_rows + 1, n_rows, want);
 }
@@ -72,6 +77,15 @@ void step_add_prompt(struct step *s, struct seq *q, int n_rows, enum step_want w
 {
     ASSERT(n_rows > 0 && q->fed + n_rows <= q->n_prompt);
     add(s, q, ROW_PROMPT, q->fed, n_rows, want);
+}
+
+void step_add_move(struct step *s, enum step_move_kind kind, int32_t from, int32_t to)
+{
+    ASSERT(s->n_moves < s->max_moves);
+    int at = s->n_moves++;
+    if (kind <= STEP_MOVE_SLOT_OUT)
+        for (; at > 0 && s->move[at - 1].kind > STEP_MOVE_SLOT_OUT; at--) s->move[at] = s->move[at - 1];
+    s->move[at] = (struct step_move){kind, from, to};
 }
 
 enum row_kind step_row_kind(const struct step_seq *q, int row)
@@ -113,8 +127,36 @@ static const char *seq_fault(const struct step *s, int i)
     return NULL;
 }
 
+/* How many records there are where a move comes from and goes to. */
+static void move_bounds(enum step_move_kind kind, const struct step_limits *l, int *n_from, int *n_to)
+{
+    bool slot = kind == STEP_MOVE_SLOT_OUT || kind == STEP_MOVE_SLOT_IN;
+    int here = slot ? l->n_slots : l->n_blocks, host = slot ? l->n_host_slots : l->n_host_blocks;
+    *n_from = kind == STEP_MOVE_BLOCK_IN || kind == STEP_MOVE_SLOT_IN ? host : here;
+    *n_to = kind == STEP_MOVE_BLOCK_OUT || kind == STEP_MOVE_SLOT_OUT ? host : here;
+}
+
+static const char *move_fault(const struct step *s, int i)
+{
+    const struct step_move *m = &s->move[i];
+    if (m->kind >= STEP_MOVE_KIND_COUNT) return "kind";
+    bool out = m->kind == STEP_MOVE_BLOCK_OUT || m->kind == STEP_MOVE_SLOT_OUT;
+    if (i > 0 && out && s->move[i - 1].kind > STEP_MOVE_SLOT_OUT) return "kind (out after another)";
+    int n_from, n_to;
+    move_bounds(m->kind, &s->limits, &n_from, &n_to);
+    if (m->from < 0 || m->from >= n_from) return "from";
+    if (m->to < 0 || m->to >= n_to) return "to";
+    return NULL;
+}
+
 enum status step_validate(const struct step *s, struct reason *why)
 {
+    for (int i = 0; i < s->n_moves; i++) {
+        const char *field = move_fault(s, i);
+        if (field)
+            return status_fail(why, STATUS_BAD_INPUT, "step %llu, move %d: field %s is out of bounds",
+                               (unsigned long long)s->id, i, field);
+    }
     int n_out = 0, n_decode = 0;
     for (int i = 0; i < s->n_seqs; i++) {
         const char *field = seq_fault(s, i);

@@ -32,14 +32,33 @@ struct step_seq {
 /* Limits that every plan obeys; the same on all ranks (from struct dims). */
 struct step_limits {
     int n_slots, max_rows, max_decode, max_out, n_blocks, context, block_tokens, window, vocab, n_layers;
+    int n_host_blocks, n_host_slots; /* records that fit into the pool in host memory */
+};
+
+/* A record that moves before the rows are computed: out to host memory, from block to block, in from host
+ * memory. All that go out go first, so that what they leave can be used in the same step. */
+enum step_move_kind {
+    STEP_MOVE_BLOCK_OUT, /* from a block to a host block */
+    STEP_MOVE_SLOT_OUT,  /* from a slot (its record and counters) to a host slot */
+    STEP_MOVE_BLOCK_COPY,
+    STEP_MOVE_BLOCK_IN,
+    STEP_MOVE_SLOT_IN, /* the slot is fresh in this step */
+    STEP_MOVE_KIND_COUNT
+};
+
+struct step_move {
+    enum step_move_kind kind;
+    int32_t from, to;
 };
 
 struct step {
     uint64_t id;
     int n_seqs, n_rows, n_blocks;
-    struct step_seq *seq; /* (n_slots) */
-    int32_t *token;       /* (max_rows) */
-    int32_t *block;       /* (n_blocks of the limits) */
+    struct step_seq *seq;   /* (n_slots) */
+    int32_t *token;         /* (max_rows) */
+    int32_t *block;         /* (max_blocks); one that several sequences share comes several times */
+    struct step_move *move; /* (max_moves) */
+    int n_moves, max_moves, max_blocks;
     struct step_limits limits;
 };
 
@@ -47,11 +66,13 @@ void step_open(struct step *s, const struct step_limits *limits);
 void step_close(struct step *s);
 void step_clear(struct step *s, uint64_t id);
 
-/* Adds the decode rows of a sequence: revised ones by its policy, then the newest token (position n_tokens-1,
- * which must be the only one not yet fed). ASSERTs that no prompt was added before. */
+/* Adds the decode rows of a sequence: revised ones by its policy, then the next token to be fed, a drawn one.
+ * ASSERTs that no prompt was added before. */
 void step_add_decode(struct step *s, struct seq *q, enum step_want want);
 /* Adds the next n_rows prompt tokens; `want` applies to the last. */
 void step_add_prompt(struct step *s, struct seq *q, int n_rows, enum step_want want);
+/* Moves out are put before all others. */
+void step_add_move(struct step *s, enum step_move_kind kind, int32_t from, int32_t to);
 /* Kind of a row, 0 .. n_rows-1. */
 enum row_kind step_row_kind(const struct step_seq *q, int row);
 

@@ -43,7 +43,8 @@ static void reserve_scratch(struct wire *w, size_t n)
 void wire_pack_step(struct wire *w, const struct step *s)
 {
     size_t n = (size_t)s->n_seqs;
-    reserve_scratch(w, (n + 1) * (sizeof(Retro__StepSequence) + sizeof(Retro__Policy) + sizeof(void *)));
+    reserve_scratch(w, (n + 1) * (sizeof(Retro__StepSequence) + sizeof(Retro__Policy) + sizeof(void *)) +
+                           3 * (size_t)s->n_moves * sizeof(uint32_t));
     Retro__StepSequence *seqs = w->scratch;
     Retro__Policy *policies = (Retro__Policy *)(seqs + n);
     Retro__StepSequence **refs = (Retro__StepSequence **)(policies + n);
@@ -70,6 +71,13 @@ void wire_pack_step(struct wire *w, const struct step *s)
     message.id = s->id;
     message.n_sequence = n;
     message.sequence = refs;
+    message.n_move = 3 * (size_t)s->n_moves;
+    message.move = (uint32_t *)(refs + n + 1);
+    for (int i = 0; i < s->n_moves; i++) {
+        message.move[3 * i] = (uint32_t)s->move[i].kind;
+        message.move[3 * i + 1] = (uint32_t)s->move[i].from;
+        message.move[3 * i + 2] = (uint32_t)s->move[i].to;
+    }
     size_t size = retro__step__get_packed_size(&message);
     if (size > w->capacity) {
         free(w->bytes);
@@ -117,10 +125,17 @@ static enum status unpack(struct step *s, const Retro__Step *m, struct reason *w
     if (m->n_sequence > (size_t)l->n_slots)
         return status_fail(why, STATUS_BAD_INPUT, "step %llu: %zu sequences, %d slots",
                            (unsigned long long)m->id, m->n_sequence, l->n_slots);
+    if (m->n_move % 3 || m->n_move / 3 > (size_t)s->max_moves)
+        return status_fail(why, STATUS_BAD_INPUT, "step %llu: %zu numbers are no list of moves",
+                           (unsigned long long)m->id, m->n_move);
+    for (size_t i = 0; i < m->n_move; i += 3)
+        s->move[s->n_moves++] = (struct step_move){
+            m->move[i] < STEP_MOVE_KIND_COUNT ? (enum step_move_kind)m->move[i] : STEP_MOVE_KIND_COUNT,
+            narrow(m->move[i + 1]), narrow(m->move[i + 2])};
     for (size_t i = 0; i < m->n_sequence; i++) {
         const Retro__StepSequence *q = m->sequence[i];
         if (q->n_token > (size_t)(l->max_rows - s->n_rows) ||
-            q->n_block > (size_t)(l->n_blocks - s->n_blocks))
+            q->n_block > (size_t)(s->max_blocks - s->n_blocks))
             return status_fail(why, STATUS_BAD_INPUT, "step %llu: more rows or blocks than the limits",
                                (unsigned long long)m->id);
         struct step_seq *to = &s->seq[s->n_seqs++];

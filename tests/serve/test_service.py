@@ -35,3 +35,22 @@ def test_same_tokens_alone_and_among_others(model, ranks):
     for i in range(0, 17, 4):
         alone, _ = service.run(model, requests[i : i + 1], ranks=ranks, slots=1, context=192, options=EXACT)
         assert service.ids(alone[0]) == service.ids(together[i]), i
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+@pytest.mark.parametrize("swap", [1 << 22, 0], ids=["swapped", "dropped"])
+def test_interrupted_sequences_resume_to_the_same_tokens(model, ranks, swap):
+    """12 blocks of 16 tokens for 6 slots: somebody is interrupted all the time, mid-window and mid-prompt."""
+    requests = mixed(12, seed=7)
+    for request in requests:
+        request["max_tokens"] = 70 - len(request["prompt"]) // 3
+    roomy, stats = service.run(model, requests, ranks=ranks, slots=6, context=192, options=EXACT)
+    assert stats["preemptions"] == 0
+    tight, stats = service.run(model, requests, ranks=ranks, slots=6, context=192, blocks=12, growth=1, swap=swap,
+                               options=EXACT)
+    assert stats["preemptions"] > 5
+    assert sum(r["usage"]["preempted"] for r in tight) == stats["preemptions"]
+    for a, b in zip(roomy, tight):
+        assert a["choices"] == b["choices"]
+        for field in ("exposure", "kv_read_share", "pages_loaded", "pages_met"):
+            assert a["usage"][field] == b["usage"][field]

@@ -1,7 +1,8 @@
 /* service_tool.c - drives runtime/service.h on any number of ranks for the tests and measurements in
  * tests/serve.
  *
- *   [mpirun -n R] service_tool slots=4 context=256 [rows=0] [queue=1000] -- [options of `retro generate`]
+ *   [mpirun -n R] service_tool NAME=NUMBER... -- [options of `retro generate`]
+ *       slots=4 context=256 rows=0 queue=1000 blocks=0 growth=0 cache=1 (sched_cache) swap=0 (bytes)
  *
  * Standard input (rank 0): one JSON object a line, a request: prompt (ids), policy, window, kv_budget,
  * max_tokens, temperature, top_k, seed, n, stop, stop_ids, ignore_eos, priority; delay_ms (submitted that
@@ -208,11 +209,12 @@ static void print_stats(struct service *service)
 {
     struct service_stats t;
     service_stats(service, &t);
-    json_t *o = json_pack("{si si si si si sI sI sI sI sI sI sI sI sI}", "running", t.n_running, "waiting",
+    json_t *o = json_pack("{si si si si si sI sI sI sI sI sI sI sI sI sI}", "running", t.n_running, "waiting",
                           t.n_waiting, "blocks", t.n_blocks, "blocks_free", t.n_blocks_free, "blocks_cached",
                           t.n_blocks_cached, "requests", (json_int_t)t.n_requests, "prompt_tokens",
                           (json_int_t)t.prompt_tokens, "generation_tokens", (json_int_t)t.generation_tokens,
-                          "preemptions", (json_int_t)t.preemptions, "rows_new", (json_int_t)t.rows[ROW_NEW],
+                          "preemptions", (json_int_t)t.preemptions, "rows_prompt",
+                          (json_int_t)t.rows[ROW_PROMPT], "rows_new", (json_int_t)t.rows[ROW_NEW],
                           "rows_revised", (json_int_t)t.rows[ROW_REVISED], "steps", (json_int_t)t.n_steps,
                           "step_us", (json_int_t)t.step_us, "hits", (json_int_t)t.prefix_hits);
     json_dumpf(o, stdout, JSON_COMPACT);
@@ -250,23 +252,44 @@ static void lead(struct session *s, struct service_options *o)
     json_decref(lines);
 }
 
+struct setting {
+    const char *name;
+    int value;
+};
+
+static bool read_setting(struct setting *settings, size_t n, const char *word)
+{
+    const char *value = strchr(word, '=');
+    for (size_t i = 0; value && i < n; i++)
+        if (strlen(settings[i].name) == (size_t)(value - word) &&
+            strncmp(settings[i].name, word, (size_t)(value - word)) == 0) {
+            settings[i].value = atoi(value + 1);
+            return true;
+        }
+    return false;
+}
+
 int main(int argc, char **argv)
 {
     struct comm_world w;
     struct options o;
     struct session s;
     struct reason why;
-    int slots = 4, context = 256, rows = 0, queue = 1000, first = 1;
+    struct setting settings[] = {{"slots", 4},  {"context", 256}, {"rows", 0},  {"queue", 1000},
+                                 {"blocks", 0}, {"growth", 0},    {"cache", 1}, {"swap", 0}};
+    int first = 1;
     for (; first < argc && strcmp(argv[first], "--") != 0; first++)
-        if (!sscanf(argv[first], "slots=%d", &slots) && !sscanf(argv[first], "context=%d", &context) &&
-            !sscanf(argv[first], "rows=%d", &rows) && !sscanf(argv[first], "queue=%d", &queue))
+        if (!read_setting(settings, sizeof settings / sizeof *settings, argv[first]))
             DIE(EXIT_CODE_OPTION, NULL, "%s: no such setting", argv[first]);
+    int slots = settings[0].value, context = settings[1].value;
     boot_open(&w, 60);
     log_set_level(LOG_LEVEL_WARN);
     enum status status = options_parse(&o, CMD_GENERATE, argc, argv, first + 1, &why);
     if (status != STATUS_OK) DIE(EXIT_CODE_OPTION, NULL, "%s", why.text);
     status = session_prepare(&s, &o, &w, &why);
     status = session_agree(&s, status, &context, &why);
+    s.kv_tokens = settings[4].value * o.block_size;
+    s.room.swap_bytes = settings[7].value;
     if (status == STATUS_OK) status = session_load(&s, context, slots, &why);
     if (status != STATUS_OK) DIE(status_exit_code(status), NULL, "%s", why.text);
     struct tokenizer *tokenizer = NULL;
@@ -274,8 +297,10 @@ int main(int argc, char **argv)
     struct service_options so = {.tokenizer = tokenizer,
                                  .eos = s.files.arch.eos,
                                  .n_eos = s.files.arch.n_eos,
-                                 .max_queue = queue,
-                                 .max_batch_tokens = rows};
+                                 .max_queue = settings[3].value,
+                                 .max_batch_tokens = settings[2].value,
+                                 .growth = settings[5].value,
+                                 .prefix_cache = (enum sched_cache)settings[6].value};
     if (w.rank == 0) lead(&s, &so);
     else engine_follow(s.engine);
     session_close(&s);
