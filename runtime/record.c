@@ -1,6 +1,7 @@
 #include "runtime/record.h"
 
 #include <errno.h>
+#include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -82,7 +83,8 @@ static enum status read_head(FILE *f, const char *path, struct step_limits *limi
         return status_fail(why, STATUS_BAD_INPUT, "--replay %s: not a recording made by this version", path);
     const int *field = (const int *)limits;
     for (size_t i = 0; i < sizeof *limits / sizeof *field; i++)
-        if (field[i] < 1 || field[i] > 1 << 28)
+        if (field[i] < (i * sizeof *field < offsetof(struct step_limits, n_host_blocks)) ||
+            field[i] > 1 << 28)
             return status_fail(why, STATUS_BAD_INPUT, "--replay %s: damaged header", path);
     return STATUS_OK;
 }

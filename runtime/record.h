@@ -5,7 +5,7 @@
  * plans leave open (--page-size, --kv-dtype, the number of ranks): with others the results differ, and that
  * is all that is said. Damaged files are refused with one line before the damaged step is executed.
  *
- * File: "RETROREC", u32 version, the limits (10 x i32), then frames: u32 length, u32 CRC-32, a packed
+ * File: "RETROREC", u32 version, the limits (12 x i32), then frames: u32 length, u32 CRC-32, a packed
  * StepRecord (comm/retro.proto). Numbers are little endian. */
 #ifndef RETRO_RECORD_H
 #define RETRO_RECORD_H

@@ -191,40 +191,6 @@ static void swap_out(struct sched *s, struct sched_seq *q, struct step *step, in
     enqueue(s, q, SCHED_SWAPPED);
 }
 
-/* Was it resumed by the plan being made? Then its records are still in host memory and just stay there. */
-static bool is_returning(const struct sched *s, const struct sched_seq *q)
-{
-    for (int i = 0; i < s->n_slots_returning; i++)
-        if (s->slots_returning[i] == q->host_slot) return true;
-    return false;
-}
-
-static void stay_out(struct sched *s, struct sched_seq *q, struct step *step)
-{
-    int n = 0;
-    for (int i = 0; i < step->n_moves; i++) { /* its records do not come in */
-        struct step_move m = step->move[i];
-        bool its = m.kind == STEP_MOVE_SLOT_IN && m.from == q->host_slot;
-        for (int j = 0; j < q->n_host && !its; j++)
-            its = m.kind == STEP_MOVE_BLOCK_IN && m.from == q->host_block[j];
-        if (!its) step->move[n++] = m;
-    }
-    step->n_moves = n;
-    n = 0;
-    for (int i = 0; i < s->n_slots_returning; i++)
-        if (s->slots_returning[i] != q->host_slot) s->slots_returning[n++] = s->slots_returning[i];
-    s->n_slots_returning = n;
-    n = 0;
-    for (int i = 0; i < s->n_returning; i++) {
-        bool its = false;
-        for (int j = 0; j < q->n_host && !its; j++) its = s->returning[i] == q->host_block[j];
-        if (!its) s->returning[n++] = s->returning[i];
-    }
-    s->n_returning = n;
-    release_blocks(s, q);
-    enqueue(s, q, SCHED_SWAPPED);
-}
-
 /* The sequence leaves its slot and blocks, and will continue as if nothing had happened. */
 static void preempt(struct sched *s, struct sched_seq *q, struct step *step)
 {
@@ -232,9 +198,9 @@ static void preempt(struct sched *s, struct sched_seq *q, struct step *step)
     free_slot(s, q);
     q->n_preempted++;
     s->n_preempted++;
+    ASSERT(q->host_slot < 0); /* admission left room for the rows of whom it resumed */
     bool decoding = q->seq.fed > q->seq.n_prompt;
-    if (decoding && is_returning(s, q)) stay_out(s, q, step);
-    else if (decoding && s->n_host_slots > 0 && s->host.n_free >= sched_blocks(s, q->seq.fed))
+    if (decoding && s->n_host_slots > 0 && s->host.n_free >= sched_blocks(s, q->seq.fed))
         swap_out(s, q, step, slot);
     else drop(s, q);
 }
@@ -298,7 +264,7 @@ static int take_shared(struct sched *s, struct sched_seq *q)
 /* Blocks and moves for a sequence whose records are in host memory; there is room. */
 static void come_in(struct sched *s, struct sched_seq *q, struct step *step, int slot)
 {
-    ASSERT(reserve(s, q, q->n_host * s->limits.block_tokens));
+    ASSERT(reserve(s, q, q->seq.fed));
     for (int i = 0; i < q->n_host; i++) {
         step_add_move(step, STEP_MOVE_BLOCK_IN, q->host_block[i], q->seq.block[i]);
         s->returning[s->n_returning++] = q->host_block[i];

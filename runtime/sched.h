@@ -18,7 +18,8 @@
  * interrupted, at worst the one itself that asks. Interrupted in its prompt, it starts again (dropped; its full
  * blocks may be in the cache). Later, its records go out to host memory (SWAPPED) and come back; when there is
  * no room it is dropped too, and resumes by decoding the tokens that it has. Either way it continues with the
- * bits that it would have had.
+ * bits that it would have had (unless it began on decoded blocks, SCHED_CACHE_TURNS, and was dropped: then its
+ * prompt is computed densely).
  *
  * Why it cannot deadlock: the first sequence in order can always go on. Running, it gets every block that the
  * others hold, and its limit fits into all blocks (checked when it is added); waiting, it is at the front, no

@@ -32,7 +32,7 @@ struct step_seq {
 /* Limits that every plan obeys; the same on all ranks (from struct dims). */
 struct step_limits {
     int n_slots, max_rows, max_decode, max_out, n_blocks, context, block_tokens, window, vocab, n_layers;
-    int n_host_blocks, n_host_slots; /* records that fit into the pool in host memory */
+    int n_host_blocks, n_host_slots; /* records that fit into the pool in host memory; may be 0, both */
 };
 
 /* A record that moves before the rows are computed: out to host memory, from block to block, in from host

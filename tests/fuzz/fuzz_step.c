@@ -21,6 +21,8 @@ static const struct step_limits limits = {
     .window = 4,
     .vocab = 500,
     .n_layers = 6,
+    .n_host_blocks = 7,
+    .n_host_slots = 2,
 };
 
 /* Not by step_validate: what an executing rank relies on, written out again. */
@@ -48,8 +50,24 @@ static void check_accepted(const struct step *s)
         row += q->n_rows;
         block += q->n_blocks;
     }
-    ASSERT(row == s->n_rows && row <= limits.max_rows && block == s->n_blocks && block <= limits.n_blocks);
+    ASSERT(row == s->n_rows && row <= limits.max_rows && block == s->n_blocks && block <= s->max_blocks);
     ASSERT(n_out <= limits.max_out && n_decode <= limits.max_decode);
+    ASSERT(s->n_moves >= 0 && s->n_moves <= s->max_moves);
+    for (int i = 0, others = 0; i < s->n_moves; i++) {
+        const struct step_move *m = &s->move[i];
+        bool slot = m->kind == STEP_MOVE_SLOT_OUT || m->kind == STEP_MOVE_SLOT_IN;
+        bool out = m->kind == STEP_MOVE_BLOCK_OUT || m->kind == STEP_MOVE_SLOT_OUT;
+        bool in = m->kind == STEP_MOVE_BLOCK_IN || m->kind == STEP_MOVE_SLOT_IN;
+        ASSERT((out || in || m->kind == STEP_MOVE_BLOCK_COPY) && m->from >= 0 && m->to >= 0);
+        ASSERT(m->from < (slot ? in ? limits.n_host_slots : limits.n_slots
+                          : in ? limits.n_host_blocks
+                               : limits.n_blocks));
+        ASSERT(m->to < (slot  ? out ? limits.n_host_slots : limits.n_slots
+                        : out ? limits.n_host_blocks
+                              : limits.n_blocks));
+        ASSERT(!out || others == 0);
+        others += !out;
+    }
     for (int i = 0; i < row; i++) ASSERT(s->token[i] >= 0 && s->token[i] < limits.vocab);
     for (int i = 0; i < block; i++) ASSERT(s->block[i] >= 0 && s->block[i] < limits.n_blocks);
 }
@@ -72,6 +90,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         ASSERT(again.id == s.id && again.n_seqs == s.n_seqs && again.n_rows == s.n_rows);
         ASSERT(memcmp(again.token, s.token, (size_t)s.n_rows * sizeof *s.token) == 0);
         ASSERT(memcmp(again.block, s.block, (size_t)s.n_blocks * sizeof *s.block) == 0);
+        ASSERT(again.n_moves == s.n_moves);
+        for (int i = 0; i < s.n_moves; i++)
+            ASSERT(again.move[i].kind == s.move[i].kind && again.move[i].from == s.move[i].from &&
+                   again.move[i].to == s.move[i].to);
         step_close(&again);
     } else {
         ASSERT(status == STATUS_BAD_INPUT && why.text[0] && !strchr(why.text, '\n'));

@@ -27,6 +27,8 @@ static const struct step_limits limits = {
     .window = WINDOW,
     .vocab = VOCAB,
     .n_layers = 6,
+    .n_host_blocks = 7,
+    .n_host_slots = 2,
 };
 
 static struct wire wire;
@@ -65,6 +67,19 @@ static void random_plan(struct step *s, struct random *r)
     }
 }
 
+/* Any moves, those that go out first. */
+static void random_moves(struct step *s, struct random *r)
+{
+    for (int n = random_int(r, 0, 9); n > 0; n--) {
+        enum step_move_kind kind = (enum step_move_kind)random_int(r, 0, STEP_MOVE_KIND_COUNT - 1);
+        bool slot = kind == STEP_MOVE_SLOT_OUT || kind == STEP_MOVE_SLOT_IN;
+        int here = random_int(r, 0, slot ? SLOTS - 1 : 19), host = random_int(r, 0, slot ? 1 : 6);
+        bool in = kind == STEP_MOVE_BLOCK_IN || kind == STEP_MOVE_SLOT_IN;
+        if (kind == STEP_MOVE_BLOCK_COPY) host = random_int(r, 0, 19);
+        step_add_move(s, kind, in ? host : here, in ? here : host);
+    }
+}
+
 static void assert_same_policy(const struct policy *a, const struct policy *b)
 {
     assert_int_equal(a->kind, b->kind);
@@ -84,6 +99,12 @@ static void assert_same(const struct step *a, const struct step *b)
     assert_int_equal(a->n_blocks, b->n_blocks);
     assert_memory_equal(a->token, b->token, (size_t)a->n_rows * sizeof *a->token);
     assert_memory_equal(a->block, b->block, (size_t)a->n_blocks * sizeof *a->block);
+    assert_int_equal(a->n_moves, b->n_moves);
+    for (int i = 0; i < a->n_moves; i++) {
+        assert_int_equal(a->move[i].kind, b->move[i].kind);
+        assert_int_equal(a->move[i].from, b->move[i].from);
+        assert_int_equal(a->move[i].to, b->move[i].to);
+    }
     for (int i = 0; i < a->n_seqs; i++) {
         const struct step_seq *p = &a->seq[i], *q = &b->seq[i];
         assert_int_equal(p->slot, q->slot);
@@ -110,6 +131,7 @@ static void round_trips(void **state)
     for (int i = 0; i < 20000; i++) {
         struct reason why;
         random_plan(&a, &r);
+        random_moves(&a, &r);
         wire_pack_step(&wire, &a);
         if (wire_unpack_step(&wire, &b, wire.bytes, wire.n_bytes, &why) != STATUS_OK)
             fail_msg("%s", why.text);
@@ -125,7 +147,7 @@ struct message {
     Retro__Step step;
     Retro__StepSequence seq[SLOTS + 1], *refs[SLOTS + 1];
     Retro__Policy policy[SLOTS + 1];
-    uint32_t token[ROWS + 1], block[64];
+    uint32_t token[ROWS + 1], block[64], move[12];
 };
 
 /* Slots 0 and 1 decode, 2 begins a prompt: a good message to damage. */
@@ -135,6 +157,11 @@ static void good_message(struct message *m)
     m->step.id = 9;
     m->step.n_sequence = 3;
     m->step.sequence = m->refs;
+    m->step.n_move = 12;
+    m->step.move = m->move;
+    static const uint32_t move[12] = {STEP_MOVE_BLOCK_OUT,  19, 6, STEP_MOVE_SLOT_OUT, 3, 1,
+                                      STEP_MOVE_BLOCK_COPY, 0,  5, STEP_MOVE_BLOCK_IN, 6, 19};
+    memcpy(m->move, move, sizeof move);
     for (uint32_t i = 0; i <= ROWS; i++) m->token[i] = i;
     for (uint32_t i = 0; i < 64; i++) m->block[i] = i % 20;
     for (uint32_t i = 0; i <= SLOTS; i++) {
@@ -214,7 +241,7 @@ static void every_field_of_a_sequence(void **state)
     EXPECT(m.seq[2].first_block = CONTEXT / BLOCK, "field first_block");
     EXPECT(m.seq[2].n_block = CONTEXT / BLOCK, NULL);
     EXPECT(m.seq[2].n_block = CONTEXT / BLOCK + 1, "field first_block");
-    EXPECT(m.seq[2].n_block = 19, "more rows or blocks");
+    EXPECT(m.seq[2].n_block = SLOTS * CONTEXT / BLOCK - 1, "more rows or blocks");
     EXPECT(m.seq[2].want = STEP_WANT_COUNT, "field want");
     EXPECT(m.token[4] = VOCAB - 1, NULL);
     EXPECT(m.token[4] = VOCAB, "token 500 of row");
@@ -234,6 +261,32 @@ static void every_field_of_a_sequence(void **state)
         EXPECT(m.seq[2].want = huge[i], "field want");
         EXPECT(m.token[4] = huge[i], "row");
         EXPECT(m.block[2] = huge[i], "block");
+    }
+}
+
+static void every_field_of_a_move(void **state)
+{
+    (void)state;
+    static const uint32_t huge[] = {0x7fffffffu, 0x80000000u, 0xffffffffu};
+    EXPECT(m.step.n_move = 0, NULL);
+    EXPECT(m.step.n_move = 11, "no list of moves");
+    EXPECT(m.step.n_move = 6, NULL);
+    EXPECT(m.move[0] = STEP_MOVE_KIND_COUNT, "move 0: field kind");
+    EXPECT(m.move[9] = STEP_MOVE_BLOCK_OUT, "out after another");
+    EXPECT(m.move[1] = 20, "move 0: field from");
+    EXPECT(m.move[2] = 7, "move 0: field to");
+    EXPECT(m.move[4] = SLOTS, "move 1: field from");
+    EXPECT(m.move[5] = 2, "move 1: field to");
+    EXPECT(m.move[7] = 20, "move 2: field from");
+    EXPECT(m.move[8] = 20, "move 2: field to");
+    EXPECT(m.move[10] = 7, "move 3: field from");
+    EXPECT(m.move[11] = 20, "move 3: field to");
+    EXPECT((m.move[9] = STEP_MOVE_SLOT_IN, m.move[10] = 2), "move 3: field from");
+    EXPECT((m.move[9] = STEP_MOVE_SLOT_IN, m.move[10] = 1, m.move[11] = SLOTS), "move 3: field to");
+    for (size_t i = 0; i < sizeof huge / sizeof *huge; i++) {
+        EXPECT(m.move[9] = huge[i], "move 3: field kind");
+        EXPECT(m.move[10] = huge[i], "move 3: field from");
+        EXPECT(m.move[11] = huge[i], "move 3: field to");
     }
 }
 
@@ -300,7 +353,7 @@ static void cut_off_and_flipped(void **state)
     size_t n = retro__step__pack(&m.step, bytes);
     int accepted = 0;
     for (size_t cut = 0; cut < n; cut++) accepted += feed(&s, bytes, cut) == STATUS_OK;
-    assert_true(accepted <= 3); /* at the borders between sequences, where less is a message too */
+    assert_true(accepted <= 4); /* at the borders between sequences and moves, where less is a message too */
     assert_int_equal(feed(&s, bytes, n), STATUS_OK);
     for (size_t bit = 0; bit < n * 8; bit++) {
         bytes[bit / 8] ^= (uint8_t)(1 << bit % 8);
@@ -362,6 +415,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(round_trips),
         cmocka_unit_test(every_field_of_a_sequence),
+        cmocka_unit_test(every_field_of_a_move),
         cmocka_unit_test(every_field_of_a_policy),
         cmocka_unit_test(cut_off_and_flipped),
         cmocka_unit_test(garbage),
