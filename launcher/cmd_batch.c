@@ -196,8 +196,7 @@ int cmd_batch(const struct options *o, const struct comm_world *w)
     }
     status = session_agree(&s, status, &context, &why);
     if (status == STATUS_OK && context > 0) {
-        if (s.window < o->max_window) s.window = o->max_window;
-        if (o->kv_tokens != OPTIONS_UNSET) s.kv_tokens = o->kv_tokens;
+        serving_size(&s);
         status = session_load(&s, context, o->max_seqs, &why);
         if (status == STATUS_OK && w->rank != 0) engine_follow(s.engine);
         if (status == STATUS_OK && w->rank == 0) status = lead(&b, &s, &v, context, &code, &why);

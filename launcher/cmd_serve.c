@@ -161,8 +161,7 @@ int cmd_serve(const struct options *o, const struct comm_world *w)
     if (status == STATUS_OK && w->rank == 0) status = prepare(&v, &context, &why);
     status = session_agree(&s, status, &context, &why);
     if (status == STATUS_OK) {
-        if (s.window < o->max_window) s.window = o->max_window;
-        if (o->kv_tokens != OPTIONS_UNSET) s.kv_tokens = o->kv_tokens;
+        serving_size(&s);
         status = session_load(&s, context, o->max_seqs, &why);
         if (status == STATUS_OK && w->rank != 0) {
             signals_open(NULL, NULL);

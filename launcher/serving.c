@@ -14,6 +14,21 @@ static const char *name_of_folder(const char *path)
     return name;
 }
 
+/* Of any sequence: the options' own or what a request may ask for. */
+static int largest_window(const struct session *s)
+{
+    return s->window < s->options->max_window ? s->options->max_window : s->window;
+}
+
+void serving_size(struct session *s)
+{
+    const struct options *o = s->options;
+    s->window = largest_window(s);
+    if (o->kv_tokens != OPTIONS_UNSET) s->kv_tokens = o->kv_tokens;
+    if (o->max_batch_tokens != OPTIONS_UNSET) s->room.max_rows = o->max_batch_tokens;
+    s->room.swap_bytes = (int64_t)(o->swap_space * (1 << 30));
+}
+
 enum status serving_prepare(struct serving *v, const struct session *s, int *context, struct reason *why)
 {
     const struct options *o = s->options;
@@ -23,6 +38,11 @@ enum status serving_prepare(struct serving *v, const struct session *s, int *con
     if (o->max_context != OPTIONS_UNSET && o->max_context > limit)
         return status_fail(why, STATUS_TOO_LONG, "--max-context %d: the model's limit is %d", o->max_context,
                            limit);
+    int decode_rows = o->max_seqs * largest_window(s);
+    if (o->max_batch_tokens != OPTIONS_UNSET && o->max_batch_tokens <= decode_rows)
+        return status_fail(why, STATUS_BAD_OPTION,
+                           "--max-batch-tokens %d: %d sequences with windows of up to %d need at least %d",
+                           o->max_batch_tokens, o->max_seqs, largest_window(s), decode_rows + 1);
     *context = o->max_context != OPTIONS_UNSET ? o->max_context
                : limit < DEFAULT_CONTEXT       ? limit
                                                : DEFAULT_CONTEXT;
@@ -40,8 +60,11 @@ enum status serving_open(struct serving *v, const struct session *s, int context
     v->eos_of_tokenizer = tokenizer_eos(v->tokenizer);
     const int32_t *eos = a->n_eos ? a->eos : &v->eos_of_tokenizer;
     int n_eos = a->n_eos ? a->n_eos : v->eos_of_tokenizer >= 0;
-    struct service_options service = {
-        .tokenizer = v->tokenizer, .eos = eos, .n_eos = n_eos, .max_queue = max_queue};
+    struct service_options service = {.tokenizer = v->tokenizer,
+                                      .eos = eos,
+                                      .n_eos = n_eos,
+                                      .max_queue = max_queue,
+                                      .prefix_cache = (enum sched_cache)s->options->prefix_cache};
     enum status status = service_open(&v->service, s->engine, &service, why);
     if (status != STATUS_OK) return status;
     bool chats = !v->why_no_chat.text[0];

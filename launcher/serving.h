@@ -20,6 +20,8 @@ struct serving {
 /* Rank 0, between session_prepare and session_agree: reads the folder's texts and finds how many tokens a sequence
  * may hold. */
 enum status serving_prepare(struct serving *v, const struct session *s, int *context, struct reason *why);
+/* Every rank, before session_load: the room that the options give to sequences (session.room). */
+void serving_size(struct session *s);
 /* Rank 0, after session_load for `context` tokens. */
 enum status serving_open(struct serving *v, const struct session *s, int context, int max_queue,
                          struct reason *why);

@@ -3,6 +3,7 @@
  *
  *   [mpirun -n R] service_tool NAME=NUMBER... -- [options of `retro generate`]
  *       slots=4 context=256 rows=0 queue=1000 blocks=0 growth=0 cache=1 (sched_cache) swap=0 (bytes)
+ *       drain_after_ms=0 drain_ms=0: service_drain that long after the start, if not 0
  *
  * Standard input (rank 0): one JSON object a line, a request: prompt (ids), policy, window, kv_budget,
  * max_tokens, temperature, top_k, seed, n, stop, stop_ids, ignore_eos, priority; delay_ms (submitted that
@@ -31,7 +32,7 @@ struct job {
     const char *stop[SERVICE_STOPS_MAX];
     struct service *service;
     uint64_t id;
-    int64_t delay_us, cancel_us, submitted_us, last_us, gap_us;
+    int64_t delay_us, cancel_us, submitted_us, last_us, gap_us, least_gap_us; /* gaps between tokens */
     int cancel_after;
     bool submitted, cancelled;
 };
@@ -40,6 +41,7 @@ struct world {
     struct service *service;
     struct job *job;
     int n_jobs, n_open;
+    int drain_after_ms, drain_ms;
     pthread_mutex_t lock;
 };
 static struct world all = {.lock = PTHREAD_MUTEX_INITIALIZER};
@@ -68,6 +70,8 @@ static void on_token(void *user, const struct service_token *t)
     buffer_free(&text);
     int64_t now = clock_us();
     if (j->last_us && now - j->last_us > j->gap_us) j->gap_us = now - j->last_us;
+    if (j->last_us && (!j->least_gap_us || now - j->last_us < j->least_gap_us))
+        j->least_gap_us = now - j->last_us;
     j->last_us = now;
     if (t->choice == 0 && j->cancel_after && t->index + 1 == j->cancel_after)
         service_cancel(j->service, j->id);
@@ -101,15 +105,15 @@ static void on_done(void *user, const struct service_usage *u)
 {
     struct job *j = user;
     ASSERT(!json_object_get(j->result, "usage")); /* one done a request */
-    json_object_set_new(j->result, "usage",
-                        json_pack("{si si si sI sI sf sf si sI sI sI sI sI sI}", "prompt", u->n_prompt,
-                                  "completion", u->n_completion, "cached", u->n_cached, "pages_loaded",
-                                  (json_int_t)u->pages_loaded, "pages_met", (json_int_t)u->pages_met,
-                                  "exposure", u->exposure, "kv_read_share", u->kv_read_share, "preempted",
-                                  u->n_preempted, "queue_us", (json_int_t)u->queue_us, "prefill_us",
-                                  (json_int_t)u->prefill_us, "decode_us", (json_int_t)u->decode_us,
-                                  "first_us", (json_int_t)u->first_us, "total_us", (json_int_t)u->total_us,
-                                  "gap_us", (json_int_t)j->gap_us));
+    json_object_set_new(
+        j->result, "usage",
+        json_pack("{si si si sI sI sf sf si sI sI sI sI sI sI sI}", "prompt", u->n_prompt, "completion",
+                  u->n_completion, "cached", u->n_cached, "pages_loaded", (json_int_t)u->pages_loaded,
+                  "pages_met", (json_int_t)u->pages_met, "exposure", u->exposure, "kv_read_share",
+                  u->kv_read_share, "preempted", u->n_preempted, "queue_us", (json_int_t)u->queue_us,
+                  "prefill_us", (json_int_t)u->prefill_us, "decode_us", (json_int_t)u->decode_us, "first_us",
+                  (json_int_t)u->first_us, "total_us", (json_int_t)u->total_us, "least_gap_us",
+                  (json_int_t)j->least_gap_us, "gap_us", (json_int_t)j->gap_us));
     close_job(j);
 }
 
@@ -198,6 +202,11 @@ static void *arrive(void *unused)
             }
             left = left || !j->submitted || (j->cancel_us && !j->cancelled);
         }
+        if (all.drain_after_ms && clock_us() - began >= (int64_t)all.drain_after_ms * 1000) {
+            service_drain(all.service, all.drain_ms * 1e-3);
+            all.drain_after_ms = 0;
+        }
+        left = left || all.drain_after_ms;
         nanosleep(&(struct timespec){.tv_nsec = 500000}, NULL);
         struct service_stats stats;
         service_stats(all.service, &stats);
@@ -275,8 +284,9 @@ int main(int argc, char **argv)
     struct options o;
     struct session s;
     struct reason why;
-    struct setting settings[] = {{"slots", 4},  {"context", 256}, {"rows", 0},  {"queue", 1000},
-                                 {"blocks", 0}, {"growth", 0},    {"cache", 1}, {"swap", 0}};
+    struct setting settings[] = {{"slots", 4},          {"context", 256}, {"rows", 0},  {"queue", 1000},
+                                 {"blocks", 0},         {"growth", 0},    {"cache", 1}, {"swap", 0},
+                                 {"drain_after_ms", 0}, {"drain_ms", 0}};
     int first = 1;
     for (; first < argc && strcmp(argv[first], "--") != 0; first++)
         if (!read_setting(settings, sizeof settings / sizeof *settings, argv[first]))
@@ -301,6 +311,8 @@ int main(int argc, char **argv)
                                  .max_batch_tokens = settings[2].value,
                                  .growth = settings[5].value,
                                  .prefix_cache = (enum sched_cache)settings[6].value};
+    all.drain_after_ms = settings[8].value;
+    all.drain_ms = settings[9].value;
     if (w.rank == 0) lead(&s, &so);
     else engine_follow(s.engine);
     session_close(&s);
