@@ -9,6 +9,12 @@
 #include "runtime/grammar_parts.h"
 #include "runtime/utf8.h"
 
+enum {
+    EXPRESSIONS_MAX = 1000000,
+    ADDED_MAX = 10 * GRAMMAR_NODES_MAX,
+    WORK_MAX = 20000000, /* nodes looked at by the checks: far over what schemas of the largest size need */
+};
+
 /* ---- tables */
 
 void *grammar_grow(void *items, size_t n, size_t *capacity, size_t item_bytes)
@@ -101,6 +107,10 @@ void grammar_drop(struct grammar *g)
 
 static int add_expression(struct grammar *g, struct grammar_expression e)
 {
+    if (g->n_expressions >= EXPRESSIONS_MAX) {
+        g->too_large = true;
+        return 0;
+    }
     g->expression =
         grammar_grow(g->expression, g->n_expressions, &g->expressions_capacity, sizeof *g->expression);
     g->expression[g->n_expressions] = e;
@@ -171,6 +181,7 @@ int grammar_call(struct grammar *g, int rule)
 
 static int add_node(struct grammar *g, struct grammar_node n)
 {
+    if (++g->n_added > ADDED_MAX) g->too_large = true;
     uint32_t hash = grammar_hash((uint64_t)n.kind << 16 | (uint64_t)n.low << 8 | n.high,
                                  (uint64_t)(uint32_t)n.a << 32 | (uint32_t)n.b);
     const struct grammar_slot *at = grammar_table_first(&g->node_table, hash);
@@ -315,6 +326,7 @@ struct check {
     bool *nullable, *finite; /* (n_rules) */
     int32_t *visited;        /* (n_nodes) number of the last visit */
     int32_t n_visits;
+    int64_t work;          /* nodes looked at */
     int32_t *todo;         /* (n_nodes) */
     unsigned char *colour; /* (n_rules) 0 new, 1 being looked at, 2 done */
 };
@@ -329,7 +341,7 @@ static bool reaches_end(struct check *c, int rule, bool reading, unsigned char *
     c->todo[n++] = g->rule_node[rule];
     c->visited[g->rule_node[rule]] = visit;
     bool end = false;
-    while (n > 0) {
+    for (; n > 0; c->work++) {
         const struct grammar_node *node = &g->node[c->todo[--n]];
         int32_t go[2] = {-1, -1};
         if (node->kind == NODE_RETURN) end = true;
@@ -357,7 +369,7 @@ static void settle(struct check *c, bool *known, bool reading)
     bool changed = true;
     for (int pass = 0; changed; pass++) {
         changed = false;
-        for (int i = 0; i < n; i++) {
+        for (int i = 0; i < n && c->work < WORK_MAX; i++) {
             int r = pass % 2 ? i : n - 1 - i;
             if (!known[r] && reaches_end(c, r, reading, NULL)) known[r] = changed = true;
         }
@@ -391,7 +403,10 @@ static enum status check_rules(struct grammar *g, struct reason *why)
     settle(&c, c.nullable, false);
     settle(&c, c.finite, true);
     for (int r = 0; r < (int)g->n_rules && status == STATUS_OK; r++) {
-        if (calls_itself(&c, r, 0))
+        if (c.work >= WORK_MAX)
+            status = status_fail(why, STATUS_BAD_INPUT,
+                                 "it is too large: its parts refer to each other too often");
+        else if (calls_itself(&c, r, 0))
             status = status_fail(why, STATUS_BAD_INPUT, "it refers to itself with nothing in between");
         else if (!c.finite[r])
             status = status_fail(why, STATUS_BAD_INPUT, "a part of it has no value that ever ends");

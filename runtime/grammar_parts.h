@@ -96,6 +96,7 @@ struct grammar {
     struct grammar_node *node;
     size_t n_nodes, nodes_capacity;
     struct grammar_table node_table;
+    int64_t n_added; /* nodes asked for, those that were there already too */
     int32_t *rule_node;
     int start_rule;
     bool too_large;
