@@ -42,13 +42,25 @@ struct comm *comm_open(const struct comm_world *w, int n_ranks)
     if (n_ranks == 1) self_open(c);
     else if (node_size == n_ranks) shm_open_group(c);
     else mpi_open(c, node_rank == 0);
+    phase_open(c, w->host);
     return c;
 }
+
+#ifndef RETRO_HAVE_CUDA
+enum status comm_use_nccl(struct comm *c, const struct comm_world *w, double timeout_s, struct reason *why)
+{
+    (void)c;
+    (void)w;
+    (void)timeout_s;
+    return status_fail(why, STATUS_BAD_OPTION, "this program was built without NCCL: use --device cpu");
+}
+#endif
 
 void comm_close(struct comm *c)
 {
     if (!c) return;
     c->table->close(c);
+    phase_close(c);
     if (c->mpi != MPI_COMM_WORLD) MPI_Comm_free(&c->mpi);
     free(c->gather_n);
     free(c);
@@ -66,13 +78,18 @@ int comm_size(const struct comm *c) { return c->size; }
 
 const char *comm_describe(const struct comm *c) { return c->description; }
 
-void comm_all_reduce(struct comm *c, float *buffer, size_t n, void *stream)
+void comm_all_reduce(struct comm *c, void *buffer, size_t n, enum dtype dtype, void *stream)
 {
     ASSERT(n <= c->reserved);
     int64_t began = clock_us();
-    c->table->all_reduce(c, buffer, n, stream);
+    c->table->all_reduce(c, buffer, n, dtype, stream);
     if (stream) return; /* only queued: the device takes its time later */
     atomic_fetch_add_explicit(&progress_here.allreduce_us, clock_us() - began, memory_order_relaxed);
+}
+
+void comm_wait(struct comm *c, void *stream)
+{
+    if (c->table->wait) c->table->wait(c, stream);
 }
 
 void comm_gather(struct comm *c, const void *mine, size_t n_bytes, void *all, const size_t *counts)

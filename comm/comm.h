@@ -4,7 +4,8 @@
  * return void: a collective that fails cannot be survived by one rank alone and is a DIE with EXIT_CODE_PEER.
  *
  * Invariants:
- *  1. all_reduce gives the same bits on every rank, and from run to run (sums in rank order).
+ *  1. all_reduce gives the same bits on every rank, and from run to run. Between CPUs sums are taken in rank
+ *     order; NCCL has its own order, fixed for a number of elements on one set of GPUs (nccl.c).
  *  2. Host collectives (bcast, gather_host, ...) are for start-up and statistics, never inside a step.
  *  3. Nothing allocates after comm_reserve; all_reduce refuses more than what was reserved. */
 #ifndef RETRO_COMM_COMM_H
@@ -14,6 +15,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "runtime/base/dtype.h"
 #include "runtime/base/status.h"
 
 struct comm; /* context; rank 0 is the leader */
@@ -41,6 +43,19 @@ _Noreturn void comm_world_abort(int exit_code);
 struct comm *comm_open(const struct comm_world *w, int n_ranks);
 void comm_close(struct comm *c);
 
+/* Collective over the world, when every rank has opened its GPU (the current one of the thread): from now on
+ * all_reduce goes over NCCL, on the device's stream. One rank needs none. BAD_OPTION with one line, on every
+ * rank, when two ranks of the world have the same GPU; DIEs naming the ranks that did not take part within timeout_s. */
+enum status comm_use_nccl(struct comm *c, const struct comm_world *w, double timeout_s, struct reason *why);
+
+/* --- how far a start has come, so that a deadline can name who is missing --- */
+
+/* Tells rank 0 what this rank is doing now (up to 31 characters). Waits for nobody. */
+void comm_phase(struct comm *c, const char *name);
+/* Collective: comm_phase, then waits until every rank has got there. DIEs with EXIT_CODE_PEER after
+ * timeout_s; the line names the ranks that are missing, their hosts and what they said last. */
+void comm_arrive(struct comm *c, const char *name, double timeout_s);
+
 /* Collective: makes room for all_reduce of up to n_f32 elements. */
 void comm_reserve(struct comm *c, size_t n_f32);
 
@@ -49,8 +64,12 @@ int comm_size(const struct comm *c);
 /* "one rank", "2 ranks by shared memory", "8 ranks on 2 hosts by MPI"; borrowed. */
 const char *comm_describe(const struct comm *c);
 
-/* In place sum of n f32 over the group, in rank order. `stream` is the device's stream (NULL on the CPU). */
-void comm_all_reduce(struct comm *c, float *buffer, size_t n, void *stream);
+/* In place sum of n f32 or bf16 over the group. bf16 halves the bytes: between CPUs sums are f32 and rounded
+ * once, NCCL may round at every hop. `stream` is the device's stream (NULL on the CPU). */
+void comm_all_reduce(struct comm *c, void *buffer, size_t n, enum dtype dtype, void *stream);
+/* Before the host waits for a stream with all-reduces on it: returns when its work is done, or ends the job
+ * when a collective failed meanwhile (a plain wait would never return). Nothing on the CPU. */
+void comm_wait(struct comm *c, void *stream);
 /* Uneven gather to rank 0 in host memory: this rank's n_bytes; counts (size) bytes of each rank,
  * displacements implied in rank order; `all` only matters on rank 0. May be used inside a step (logits). */
 void comm_gather(struct comm *c, const void *mine, size_t n_bytes, void *all, const size_t *counts);

@@ -15,8 +15,8 @@
 #include "runtime/base/die.h"
 
 struct mpi_state {
-    float *send, *receive; /* (size * slice) each */
-    size_t slice;          /* elements of one rank's part at most */
+    char *send, *receive; /* (size * slice) f32 each */
+    size_t slice;         /* elements of one rank's part at most */
 };
 
 void mpi_check(int rc, const char *what)
@@ -114,23 +114,21 @@ static void mpi_reserve(struct comm *c, size_t n_f32)
         DIE(EXIT_CODE_MEMORY, "lower --prefill-chunk", "no memory for the all-reduce buffer");
 }
 
-static void mpi_all_reduce(struct comm *c, float *buffer, size_t n, void *stream)
+static void mpi_all_reduce(struct comm *c, void *buffer, size_t n, enum dtype dtype, void *stream)
 {
     (void)stream;
     struct mpi_state *s = c->state;
-    size_t slice = (n + (size_t)c->size - 1) / (size_t)c->size;
+    size_t slice = (n + (size_t)c->size - 1) / (size_t)c->size, size = dtype_bytes(dtype);
+    int slice_bytes = (int)(slice * size);
     ASSERT(slice <= s->slice);
-    memcpy(s->send, buffer, n * sizeof *buffer);
-    memset(s->send + n, 0, (slice * (size_t)c->size - n) * sizeof *buffer);
-    mpi_check(MPI_Alltoall(s->send, (int)slice, MPI_FLOAT, s->receive, (int)slice, MPI_FLOAT, c->mpi),
+    memcpy(s->send, buffer, n * size);
+    memset(s->send + n * size, 0, (slice * (size_t)c->size - n) * size);
+    mpi_check(MPI_Alltoall(s->send, slice_bytes, MPI_BYTE, s->receive, slice_bytes, MPI_BYTE, c->mpi),
               "MPI_Alltoall of an all-reduce");
-    for (int r = 1; r < c->size; r++) {
-        const float *other = s->receive + (size_t)r * slice;
-        for (size_t i = 0; i < slice; i++) s->receive[i] += other[i];
-    }
-    mpi_check(MPI_Allgather(s->receive, (int)slice, MPI_FLOAT, s->send, (int)slice, MPI_FLOAT, c->mpi),
+    sum_ranks(s->receive, s->receive, slice, c->size, 0, slice, dtype);
+    mpi_check(MPI_Allgather(s->receive, slice_bytes, MPI_BYTE, s->send, slice_bytes, MPI_BYTE, c->mpi),
               "MPI_Allgather of an all-reduce");
-    memcpy(buffer, s->send, n * sizeof *buffer);
+    memcpy(buffer, s->send, n * size);
 }
 
 static void mpi_close(struct comm *c)
@@ -141,7 +139,8 @@ static void mpi_close(struct comm *c)
     free(s);
 }
 
-static const struct comm_table mpi_table = {mpi_reserve, mpi_all_reduce, mpi_gather, mpi_close};
+static const struct comm_table mpi_table = {
+    .reserve = mpi_reserve, .all_reduce = mpi_all_reduce, .gather = mpi_gather, .close = mpi_close};
 
 void mpi_open(struct comm *c, bool first_on_host)
 {

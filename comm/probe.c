@@ -82,7 +82,7 @@ static bool sums_are_right(struct comm *c, float *buffer, size_t n)
     float factor = (float)(c->size * (c->size + 1) / 2);
     int64_t wrong = 0;
     for (size_t i = 0; i < n; i++) buffer[i] = element(c->rank, i);
-    comm_all_reduce(c, buffer, n, NULL);
+    comm_all_reduce(c, buffer, n, DTYPE_F32, NULL);
     for (size_t i = 0; i < n; i++) wrong += buffer[i] != factor * (float)(i % 61 + 1);
     comm_max_i64(c, &wrong, 1);
     return wrong == 0;
@@ -93,7 +93,7 @@ static double time_calls(struct comm *c, float *buffer, size_t n, int calls)
 {
     comm_barrier(c);
     int64_t begun = clock_us();
-    for (int i = 0; i < calls; i++) comm_all_reduce(c, buffer, n, NULL);
+    for (int i = 0; i < calls; i++) comm_all_reduce(c, buffer, n, DTYPE_F32, NULL);
     int64_t us = clock_us() - begun;
     comm_max_i64(c, &us, 1);
     return (double)us / calls;

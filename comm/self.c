@@ -9,11 +9,12 @@ static void self_reserve(struct comm *c, size_t n_f32)
     (void)n_f32;
 }
 
-static void self_all_reduce(struct comm *c, float *buffer, size_t n, void *stream)
+static void self_all_reduce(struct comm *c, void *buffer, size_t n, enum dtype dtype, void *stream)
 {
     (void)c;
     (void)buffer;
     (void)n;
+    (void)dtype;
     (void)stream;
 }
 
@@ -26,7 +27,8 @@ static void self_gather(struct comm *c, const void *mine, size_t n_bytes, void *
 
 static void self_close(struct comm *c) { (void)c; }
 
-static const struct comm_table self_table = {self_reserve, self_all_reduce, self_gather, self_close};
+static const struct comm_table self_table = {
+    .reserve = self_reserve, .all_reduce = self_all_reduce, .gather = self_gather, .close = self_close};
 
 void self_open(struct comm *c)
 {

@@ -43,7 +43,7 @@ struct shm_state {
     char *map;
     size_t map_bytes;
     struct post *post; /* (size) */
-    float *slots;      /* (2, size, PIECE) */
+    float *slots;      /* (2, size, PIECE); elements of two bytes fill the first half of a slot */
     float *sums;       /* (2, PIECE) */
     uint32_t posted;   /* how often this rank posted */
     unsigned parity;
@@ -105,40 +105,34 @@ static void await_all(struct comm *c)
         if (r != c->rank) await(&s->post[r], s->posted);
 }
 
-/* out = sum over ranks of slot[first .. first+n) */
-static void sum_slots(const struct comm *c, const float *slots, size_t first, size_t n, float *out)
-{
-    memcpy(out, slots + first, n * sizeof *out);
-    for (int r = 1; r < c->size; r++) {
-        const float *other = slots + (size_t)r * PIECE + first;
-        for (size_t i = 0; i < n; i++) out[i] += other[i];
-    }
-}
-
-static void reduce_piece(struct comm *c, float *buffer, size_t n)
+static void reduce_piece(struct comm *c, void *buffer, size_t n, enum dtype dtype)
 {
     struct shm_state *s = c->state;
     float *slots = s->slots + (size_t)s->parity * (size_t)c->size * PIECE,
           *sums = s->sums + (size_t)s->parity * PIECE;
+    size_t size = dtype_bytes(dtype), stride = PIECE * sizeof(float) / size;
     s->parity ^= 1;
-    memcpy(slots + (size_t)c->rank * PIECE, buffer, n * sizeof *buffer);
+    memcpy(slots + (size_t)c->rank * PIECE, buffer, n * size);
     post(s, c->rank);
     await_all(c);
     if (n <= DIRECT_MAX) {
-        sum_slots(c, slots, 0, n, buffer);
+        sum_ranks(buffer, slots, stride, c->size, 0, n, dtype);
         return;
     }
     size_t slice = (n + (size_t)c->size - 1) / (size_t)c->size, first = slice * (size_t)c->rank;
-    if (first < n) sum_slots(c, slots, first, first + slice < n ? slice : n - first, sums + first);
+    if (first < n)
+        sum_ranks((char *)sums + first * size, slots, stride, c->size, first,
+                  first + slice < n ? slice : n - first, dtype);
     post(s, c->rank);
     await_all(c);
-    memcpy(buffer, sums, n * sizeof *buffer);
+    memcpy(buffer, sums, n * size);
 }
 
-static void shm_all_reduce(struct comm *c, float *buffer, size_t n, void *stream)
+static void shm_all_reduce(struct comm *c, void *buffer, size_t n, enum dtype dtype, void *stream)
 {
     (void)stream;
-    for (size_t at = 0; at < n; at += PIECE) reduce_piece(c, buffer + at, n - at < PIECE ? n - at : PIECE);
+    for (size_t at = 0; at < n; at += PIECE)
+        reduce_piece(c, (char *)buffer + at * dtype_bytes(dtype), n - at < PIECE ? n - at : PIECE, dtype);
 }
 
 static void shm_reserve(struct comm *c, size_t n_f32)
@@ -154,7 +148,8 @@ static void shm_close(struct comm *c)
     free(s);
 }
 
-static const struct comm_table shm_table = {shm_reserve, shm_all_reduce, mpi_gather, shm_close};
+static const struct comm_table shm_table = {
+    .reserve = shm_reserve, .all_reduce = shm_all_reduce, .gather = mpi_gather, .close = shm_close};
 
 /* Rank 0 makes the object, everyone maps it, and its name is gone before the first use: nothing is left
  * behind. */

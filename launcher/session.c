@@ -167,10 +167,12 @@ enum status session_load(struct session *s, int context, int n_slots, struct rea
         .kv = (enum dtype)o->kv_dtype,
         .summary = options_summary(o),
         .progress = s->world.rank == 0,
-        .node_ranks = s->world.node_size,
+        .node_ranks = o->device == DEVICE_CUDA ? 1 : s->world.node_size, /* a GPU is of one rank alone */
     };
     progress_enter(PROGRESS_DEVICE);
+    comm_phase(s->comm, "opening the device");
     enum status opened = open_device(s, m.act, &m.device, why);
+    comm_arrive(s->comm, "device open", o->start_timeout);
     int64_t everywhere = opened == STATUS_OK;
     comm_min_i64(s->comm, &everywhere, 1); /* nobody goes on to collectives alone */
     if (!everywhere) {
@@ -178,7 +180,13 @@ enum status session_load(struct session *s, int context, int n_slots, struct rea
         device_close(m.device);
         return status_fail(why, STATUS_BAD_OPTION, "another rank could not open its device");
     }
-    enum status status = model_open(&s->model, &s->files, s->comm, &m, why);
+    enum status status =
+        o->device == DEVICE_CUDA ? comm_use_nccl(s->comm, &s->world, o->start_timeout, why) : STATUS_OK;
+    if (status != STATUS_OK) {
+        device_close(m.device);
+        return status;
+    }
+    status = model_open(&s->model, &s->files, s->comm, &m, why);
     if (status != STATUS_OK) return status;
     comm_reserve(s->comm, (size_t)s->model->dims.max_rows * (size_t)s->model->dims.D);
     progress_enter(PROGRESS_CONNECT);

@@ -120,6 +120,7 @@ static void execute(struct engine *e, const struct step *s, int *n_out, int *n_l
         }
         out += s->seq[i].want != STEP_WANT_NOTHING;
     }
+    comm_wait(e->comm, m->op->stream(m->device));
     m->op->sync(m->device);
 }
 

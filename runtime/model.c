@@ -235,7 +235,7 @@ static void all_reduce(struct model *m, float *buffer, int n_rows)
 {
     progress_op("all_reduce");
     m->op->range(m->device, "all_reduce");
-    comm_all_reduce(m->comm, buffer, (size_t)n_rows * (size_t)m->dims.D, m->op->stream(m->device));
+    comm_all_reduce(m->comm, buffer, (size_t)n_rows * (size_t)m->dims.D, DTYPE_F32, m->op->stream(m->device));
     m->op->range(m->device, NULL);
 }
 

@@ -38,7 +38,7 @@ static void check_sum(struct comm *c, float *buffer, size_t n, uint32_t round)
 {
     for (size_t i = 0; i < n; i++) buffer[i] = value(world.rank, round, i);
     for (int i = 0; i < CANARIES; i++) buffer[n + (size_t)i] = NAN;
-    comm_all_reduce(c, buffer, n, NULL);
+    comm_all_reduce(c, buffer, n, DTYPE_F32, NULL);
     for (size_t i = 0; i < n; i++) {
         float sum = value(0, round, i);
         for (int r = 1; r < world.size; r++) sum += value(r, round, i);
@@ -47,6 +47,23 @@ static void check_sum(struct comm *c, float *buffer, size_t n, uint32_t round)
     }
     for (int i = 0; i < CANARIES; i++)
         CHECK(isnan(buffer[n + (size_t)i]), "%s: wrote behind %zu elements", comm_describe(c), n);
+}
+
+/* The same in bf16: widened, added in rank order in f32, rounded once. */
+static void check_sum_bf16(struct comm *c, uint16_t *buffer, size_t n, uint32_t round)
+{
+    for (size_t i = 0; i < n; i++) buffer[i] = dtype_bf16_from_f32(value(world.rank, round, i));
+    for (int i = 0; i < CANARIES; i++) buffer[n + (size_t)i] = 0x7fc1;
+    comm_all_reduce(c, buffer, n, DTYPE_BF16, NULL);
+    for (size_t i = 0; i < n; i++) {
+        float sum = dtype_f32_from_bf16(dtype_bf16_from_f32(value(0, round, i)));
+        for (int r = 1; r < world.size; r++)
+            sum += dtype_f32_from_bf16(dtype_bf16_from_f32(value(r, round, i)));
+        CHECK(buffer[i] == dtype_bf16_from_f32(sum), "%s: element %zu of %zu: %04x, expected %04x",
+              comm_describe(c), i, n, buffer[i], dtype_bf16_from_f32(sum));
+    }
+    for (int i = 0; i < CANARIES; i++)
+        CHECK(buffer[n + (size_t)i] == 0x7fc1, "%s: wrote behind %zu elements", comm_describe(c), n);
 }
 
 /* Around the sizes where shm.c changes what it does (8192, 262144 elements) and where slices are uneven. */
@@ -62,6 +79,9 @@ static void sums_of_all_sizes(void **state)
     for (int g = 0; g < n_groups; g++)
         for (size_t s = 0; s < sizeof sizes / sizeof *sizes; s++)
             check_sum(groups[g], buffer, sizes[s], (uint32_t)s);
+    for (int g = 0; g < n_groups; g++)
+        for (size_t s = 0; s < sizeof sizes / sizeof *sizes; s++)
+            check_sum_bf16(groups[g], (uint16_t *)buffer, sizes[s], (uint32_t)s + 50);
     free(buffer);
 }
 
@@ -92,8 +112,8 @@ static void sums_do_not_depend_on_the_call(void **state)
     for (int g = 0; g < n_groups; g++) {
         for (size_t i = 0; i < N; i++) whole[i] = value(world.rank, 5, i);
         memcpy(part, whole + 777, sizeof part);
-        comm_all_reduce(groups[g], whole, N, NULL);
-        comm_all_reduce(groups[g], part, PART, NULL);
+        comm_all_reduce(groups[g], whole, N, DTYPE_F32, NULL);
+        comm_all_reduce(groups[g], part, PART, DTYPE_F32, NULL);
         CHECK(memcmp(part, whole + 777, sizeof part) == 0, "%s: the row's neighbours matter",
               comm_describe(groups[g]));
     }
@@ -195,7 +215,7 @@ static void speed(void **state)
             int n_calls = sizes[s] > 100000 ? 20 : 300;
             comm_barrier(groups[g]);
             int64_t begun = clock_us();
-            for (int i = 0; i < n_calls; i++) comm_all_reduce(groups[g], buffer, sizes[s], NULL);
+            for (int i = 0; i < n_calls; i++) comm_all_reduce(groups[g], buffer, sizes[s], DTYPE_F32, NULL);
             double us = (double)(clock_us() - begun) / n_calls;
             if (world.rank == 0)
                 printf("%-32s %8zu floats  %9.1f us  %6.2f GB/s\n", comm_describe(groups[g]), sizes[s], us,
