@@ -574,6 +574,24 @@ static void argmax(struct device *d, struct best *best, const float *logits, int
     compare_ints(c, "argmax", "value bits and index", 0, best, 2 * (size_t)n_out);
 }
 
+static void top_k(struct device *d, struct best *top, const float *logits, int n_out, const struct dims *m)
+{
+    struct check_device *c = check_of(d);
+    c->oa->top_k(c->a, top, logits, n_out, m);
+    c->ob->top_k(c->b, twin_of(c, top), twin_of(c, logits), n_out, m);
+    c->report.n_ops++;
+    compare_ints(c, "top_k", "value bits and indices", 0, top, 2 * (size_t)n_out * TOP_K_MAX);
+}
+
+static void convert(struct device *d, void *out, enum dtype to, const void *in, enum dtype from, size_t n)
+{
+    struct check_device *c = check_of(d);
+    c->oa->convert(c->a, out, to, in, from, n);
+    c->ob->convert(c->b, twin_of(c, out), to, twin_of(c, in), from, n);
+    c->report.n_ops++;
+    compare(c, "convert", "out", 0, out, n, n, to);
+}
+
 static bool graph_launch(struct device *d, uint64_t key)
 {
     (void)d;
@@ -618,6 +636,8 @@ static const struct ops check_ops = {
     .attend_prompt = attend_prompt,
     .silu_mul = silu_mul,
     .argmax = argmax,
+    .top_k = top_k,
+    .convert = convert,
 };
 
 static void close_device(struct device *d)

@@ -113,8 +113,12 @@ struct prompt_span {
 /* The plan of one step on the device. Counts are host integers; arrays are device memory. */
 struct batch {
     int n_rows, n_decode, n_prompt, n_out;
-    int n_decode_rows;                /* decode rows come first: rows 0 .. n_decode_rows-1 */
-    int max_position;                 /* largest position in the step, host knowledge for launch shapes */
+    int n_decode_rows; /* decode rows come first: rows 0 .. n_decode_rows-1 */
+    int max_position;  /* no position is larger; host knowledge for launch shapes */
+    bool top;          /* the largest logits of each output row are wanted (top_k) */
+    /* Steps with the same shape (not 0) launch the same work: counts and max_position are rounded up to few
+     * values (runtime/shape.h). Spans past the real ones have n_rows 0, rows past them belong to no span. */
+    uint64_t shape;
     const int32_t *token;             /* (T) */
     const int32_t *position;          /* (T) */
     const int32_t *slot;              /* (T) */
@@ -162,9 +166,13 @@ struct best {
     int32_t index; /* within this rank's shard */
 };
 
+/* What top_k gives at most: the largest --top-k that is drawn from candidates instead of all logits. */
+#define TOP_K_MAX 64
+
 struct ops {
     const char *name; /* "cpu" or "cuda" */
     bool mixed_types; /* linear takes weights of another type than its activations */
+    bool graphs;      /* steps of one shape are replayed: graph_launch may be true */
 
     /* --- memory: all of it before the first step --- */
     void *(*mem_alloc)(struct device *d, size_t bytes); /* zeroed, 256-aligned; NULL when refused */
@@ -258,6 +266,12 @@ struct ops {
     void (*silu_mul)(struct device *d, void *out, const float *gate_up, int n_rows, const struct dims *m);
     /* best (n_out) of logits (n_out,Vr) f32. */
     void (*argmax)(struct device *d, struct best *best, const float *logits, int n_out, const struct dims *m);
+    /* top (n_out,TOP_K_MAX): the largest logits of each row, largest first, equal ones by lower index. NaN
+     * counts as -inf. Places past Vr hold -inf and index -1. */
+    void (*top_k)(struct device *d, struct best *top, const float *logits, int n_out, const struct dims *m);
+    /* out (n) of type `to` = in (n) of type `from`, rounded once; one of them is f32. 16-aligned. For
+     * all-reduces in two bytes. */
+    void (*convert)(struct device *d, void *out, enum dtype to, const void *in, enum dtype from, size_t n);
 };
 
 #define MARKS_MAX 16384

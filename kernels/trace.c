@@ -195,6 +195,10 @@ TIMED(silu_mul, (struct device * d, void *out, const float *gate_up, int n_rows,
       (d, out, gate_up, n_rows, m))
 TIMED(argmax, (struct device * d, struct best *best, const float *logits, int n_out, const struct dims *m),
       (d, best, logits, n_out, m))
+TIMED(top_k, (struct device * d, struct best *top, const float *logits, int n_out, const struct dims *m),
+      (d, top, logits, n_out, m))
+TIMED(convert, (struct device * d, void *out, enum dtype to, const void *in, enum dtype from, size_t n),
+      (d, out, to, in, from, n))
 
 static bool graph_launch(struct device *d, uint64_t key)
 {
@@ -240,6 +244,8 @@ static const struct ops trace_ops = {
     .attend_prompt = timed_attend_prompt,
     .silu_mul = timed_silu_mul,
     .argmax = timed_argmax,
+    .top_k = timed_top_k,
+    .convert = timed_convert,
 };
 
 static void close_device(struct device *d)

@@ -77,5 +77,7 @@ void cpu_linear(struct device *d, float *y, const void *x, const struct matrix *
                 int n_rows);
 void cpu_silu_mul(struct device *d, void *out, const float *gate_up, int n_rows, const struct dims *m);
 void cpu_argmax(struct device *d, struct best *best, const float *logits, int n_out, const struct dims *m);
+void cpu_top_k(struct device *d, struct best *top, const float *logits, int n_out, const struct dims *m);
+void cpu_convert(struct device *d, void *out, enum dtype to, const void *in, enum dtype from, size_t n);
 
 #endif

@@ -47,6 +47,8 @@ static const struct ops cpu_ops = {
     .attend_prompt = cpu_attend_prompt,
     .silu_mul = cpu_silu_mul,
     .argmax = cpu_argmax,
+    .top_k = cpu_top_k,
+    .convert = cpu_convert,
 };
 
 static const char *const isa_names[CPU_ISA_COUNT] = {"auto", "portable", "AVX2", "AVX-512"};

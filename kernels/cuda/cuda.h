@@ -101,6 +101,8 @@ void cuda_attend_prompt(struct device *d, void *out, const float *q, const struc
                         const struct batch *b, const struct dims *m);
 void cuda_silu_mul(struct device *d, void *out, const float *gate_up, int n_rows, const struct dims *m);
 void cuda_argmax(struct device *d, struct best *best, const float *logits, int n_out, const struct dims *m);
+void cuda_top_k(struct device *d, struct best *top, const float *logits, int n_out, const struct dims *m);
+void cuda_convert(struct device *d, void *out, enum dtype to, const void *in, enum dtype from, size_t n);
 
 #ifdef __cplusplus
 }

@@ -116,6 +116,7 @@ static void *stream(struct device *d) { return cuda_of(d)->stream; }
 
 static const struct ops cuda_ops = {
     .name = "cuda",
+    .graphs = true,
     .mem_alloc = mem_alloc,
     .mem_free = mem_free,
     .host_alloc = host_alloc,
@@ -149,6 +150,8 @@ static const struct ops cuda_ops = {
     .attend_prompt = cuda_attend_prompt,
     .silu_mul = cuda_silu_mul,
     .argmax = cuda_argmax,
+    .top_k = cuda_top_k,
+    .convert = cuda_convert,
 };
 
 static void close_device(struct device *d)

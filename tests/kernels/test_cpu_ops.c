@@ -1,5 +1,5 @@
 /* test_cpu_ops.c - the CPU ops that are neither products nor attention, each against its formula in double:
- * memory, embed, rope_table, add_norm, gather_norm, silu_mul, argmax. */
+ * memory, embed, rope_table, add_norm, gather_norm, silu_mul, argmax, top_k, convert. */
 #include "tests/kernels/guard.h"
 
 static const int sizes[] = {1, 2, 3, 7, 8, 16, 31, 64, 65, 512, 4099};
@@ -309,6 +309,85 @@ static void argmax_prefers_the_lower_index(void **state)
     device_close(d);
 }
 
+static bool better(const float *x, int a, int b)
+{
+    float va = isnan(x[a]) ? -INFINITY : x[a], vb = isnan(x[b]) ? -INFINITY : x[b];
+    return va != vb ? va > vb : a < b;
+}
+
+/* By selection, one after another: nothing that the op does. */
+static void top_k_is_a_sorted_prefix(void **state)
+{
+    (void)state;
+    struct device *d = cpu_device(CPU_ISA_AUTO, 2, DTYPE_F32);
+    static const int widths[] = {1, 3, 7, 31, 63, 64, 65, 80, 512, 4099};
+    for (size_t w = 0; w < sizeof widths / sizeof *widths; w++) {
+        enum { ROWS = 9 };
+        int V = widths[w];
+        size_t n = (size_t)V;
+        struct dims m = {.Vr = V};
+        float *logits = random_floats(ROWS * n, (uint64_t)V, 100);
+        for (size_t j = 0; j < n; j++) {
+            logits[n + j] = -3;                 /* all tied */
+            logits[2 * n + j] = (float)(j % 5); /* ties across the last place */
+            logits[3 * n + j] = (float)j;       /* every one is a new best */
+            logits[4 * n + j] = -(float)j;      /* none is */
+            logits[5 * n + j] = j % 3 ? NAN : logits[5 * n + j];
+            logits[6 * n + j] = j % 2 ? -INFINITY : INFINITY;
+            logits[7 * n + j] = j % 2 ? 0.0f : -0.0f;
+        }
+        struct guard g;
+        struct best *top = guard_open(&g, ROWS * TOP_K_MAX * sizeof *top);
+        device_ops(d)->top_k(d, top, logits, ROWS, &m);
+        for (size_t r = 0; r < ROWS; r++) {
+            const float *x = logits + r * n;
+            bool *taken = calloc(n, sizeof *taken);
+            for (int i = 0; i < TOP_K_MAX; i++) {
+                const struct best *got = &top[r * TOP_K_MAX + (size_t)i];
+                int want = -1;
+                for (int j = 0; j < V; j++)
+                    if (!taken[j] && (want < 0 || better(x, j, want))) want = j;
+                assert_int_equal(got->index, want);
+                if (want >= 0) taken[want] = true;
+                float value = want < 0 || isnan(x[want]) ? -INFINITY : x[want];
+                assert_memory_equal(&got->value, &value, 4);
+            }
+            free(taken);
+        }
+        guard_close(&g);
+        free(logits);
+    }
+    device_close(d);
+}
+
+static void convert_rounds_once(void **state)
+{
+    (void)state;
+    struct device *d = cpu_device(CPU_ISA_AUTO, 3, DTYPE_F32);
+    static const size_t counts[] = {0, 1, 3, 7, 31, 65, 4099, 16384, 16385, 70001};
+    for (size_t c = 0; c < sizeof counts / sizeof *counts; c++)
+        for (enum dtype t = DTYPE_F16; t <= DTYPE_BF16; t++) {
+            size_t n = counts[c];
+            float *x = random_floats(n + 1, n, 1e4f);
+            if (n > 3) x[0] = INFINITY, x[1] = NAN, x[2] = 1e-6f, x[3] = -1e30f;
+            struct guard narrow, wide;
+            uint16_t *h = guard_open(&narrow, n * 2);
+            float *f = guard_open(&wide, n * 4);
+            device_ops(d)->convert(d, h, t, x, DTYPE_F32, n);
+            device_ops(d)->convert(d, f, DTYPE_F32, h, t, n);
+            for (size_t i = 0; i < n; i++) {
+                uint16_t want = t == DTYPE_BF16 ? dtype_bf16_from_f32(x[i]) : dtype_f16_from_f32(x[i]);
+                float back = t == DTYPE_BF16 ? dtype_f32_from_bf16(want) : dtype_f32_from_f16(want);
+                assert_int_equal(h[i], want);
+                assert_memory_equal(&f[i], &back, 4);
+            }
+            guard_close(&narrow);
+            guard_close(&wide);
+            free(x);
+        }
+    device_close(d);
+}
+
 static void description_names_what_runs(void **state)
 {
     (void)state;
@@ -330,6 +409,8 @@ int main(void)
         cmocka_unit_test(silu_is_right),
         cmocka_unit_test(silu_extremes),
         cmocka_unit_test(argmax_prefers_the_lower_index),
+        cmocka_unit_test(top_k_is_a_sorted_prefix),
+        cmocka_unit_test(convert_rounds_once),
         cmocka_unit_test(description_names_what_runs),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
