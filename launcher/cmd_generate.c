@@ -196,12 +196,28 @@ static void print_text(struct stop_filter *stop, const char *text, size_t n, str
     emit(out, n_out, answer);
 }
 
+/* What the engine must bring of a step for the next token to be drawn. */
+static enum step_want wanted(const struct run *r, int vocab)
+{
+    if (sampling_is_greedy(&r->sampling)) return STEP_WANT_BEST;
+    return sampling_top_suffices(&r->sampling, vocab) ? STEP_WANT_CANDIDATES : STEP_WANT_LOGITS;
+}
+
+static int32_t next_token(const struct run *r, struct sampler *sampler, const struct engine_output *out,
+                          const struct seq *s)
+{
+    if (out->top) return sampler_draw_top(sampler, &r->sampling, out->top, s->n_tokens);
+    if (out->logits)
+        return sampler_draw(sampler, &r->sampling, out->logits, s->token, s->n_tokens, s->n_tokens);
+    return out->best;
+}
+
 /* Decode loop: sample, print, feed. */
 static void decode(struct run *r, struct generation *g, const struct engine_output *out, struct outcome *done,
                    struct buffer *answer)
 {
-    bool greedy = sampling_is_greedy(&r->sampling);
-    struct sampler *sampler = greedy ? NULL : sampler_open(g->step.limits.vocab);
+    enum step_want want = wanted(r, g->step.limits.vocab);
+    struct sampler *sampler = want == STEP_WANT_BEST ? NULL : sampler_open(g->step.limits.vocab);
     struct token_stream *stream = token_stream_open(r->tokenizer, true);
     struct stop_filter stop;
     stop_open(&stop, (const char *const *)r->o->stop.item, r->o->stop.n_items);
@@ -209,9 +225,7 @@ static void decode(struct run *r, struct generation *g, const struct engine_outp
     const char *text;
     done->finish = "max-tokens";
     for (;;) {
-        int32_t token = greedy ? out->best
-                               : sampler_draw(sampler, &r->sampling, out->logits, g->seq.token,
-                                              g->seq.n_tokens, g->seq.n_tokens);
+        int32_t token = next_token(r, sampler, out, &g->seq);
         if (done->n_tokens++ == 0) done->first_s = (double)(clock_us() - g->started_us) * 1e-6;
         if (is_end(r, token)) {
             done->finish = "end of text";
@@ -224,7 +238,7 @@ static void decode(struct run *r, struct generation *g, const struct engine_outp
             done->finish = "context";
             break;
         }
-        out = generation_feed(g, token, greedy ? STEP_WANT_BEST : STEP_WANT_LOGITS);
+        out = generation_feed(g, token, want);
     }
     text = token_stream_flush(stream, &n);
     print_text(&stop, text, n, answer);
@@ -243,8 +257,7 @@ static void run_once(struct run *r, int capacity, struct outcome *done, struct b
     generation_open(&g, r->s->engine, &r->s->policy, r->prompt.ids, (int)r->prompt.n_ids, capacity,
                     r->o->prefill_chunk);
     g.recording = r->o->record ? &r->recording : NULL;
-    bool greedy = sampling_is_greedy(&r->sampling);
-    const struct engine_output *out = generation_prefill(&g, greedy ? STEP_WANT_BEST : STEP_WANT_LOGITS);
+    const struct engine_output *out = generation_prefill(&g, wanted(r, g.step.limits.vocab));
     decode(r, &g, out, done, answer);
     done->seconds = (double)(clock_us() - g.prefilled_us) * 1e-6;
     generation_exposure(g.engine, g.seq.slot, &done->exposure);

@@ -166,6 +166,8 @@ enum status session_load(struct session *s, int context, int n_slots, struct rea
         .swap_bytes = s->room.swap_bytes,
         .kv = (enum dtype)o->kv_dtype,
         .summary = options_summary(o),
+        .all_reduce = o->all_reduce_dtype == 0 ? DTYPE_F32 : DTYPE_BF16,
+        .graphs = o->cuda_graphs == 0,
         .progress = s->world.rank == 0,
         .node_ranks = o->device == DEVICE_CUDA ? 1 : s->world.node_size, /* a GPU is of one rank alone */
     };

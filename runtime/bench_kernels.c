@@ -178,6 +178,7 @@ static void stage_plan(struct scene *s, struct batch *b)
 {
     struct reason why;
     if (stage_step(&s->stage, &s->step, b, &why) != STATUS_OK) DIE(EXIT_CODE_BUG, NULL, "%s", why.text);
+    stage_upload(&s->stage);
 }
 
 static void scene_open(struct scene *s, struct model *m, const struct policy *p, int context, int batch,

@@ -14,7 +14,7 @@ static bool check(struct comm *c, struct device *d, float *buffer, float *host, 
     const struct ops *op = device_ops(d);
     for (size_t i = 0; i < n; i++) host[i] = value_of(comm_rank(c), i);
     op->upload(d, buffer, host, n * sizeof *host);
-    comm_all_reduce(c, buffer, n, op->stream(d));
+    comm_all_reduce(c, buffer, n, DTYPE_F32, op->stream(d));
     op->download(d, host, buffer, n * sizeof *host);
     op->sync(d);
     int64_t right = 1;
@@ -35,7 +35,7 @@ static double sample(struct comm *c, struct device *d, float *buffer, size_t n, 
     op->sync(d);
     comm_barrier(c);
     int64_t begun = clock_us();
-    for (int i = 0; i < count; i++) comm_all_reduce(c, buffer, n, op->stream(d));
+    for (int i = 0; i < count; i++) comm_all_reduce(c, buffer, n, DTYPE_F32, op->stream(d));
     op->sync(d);
     return (double)(clock_us() - begun) / count;
 }

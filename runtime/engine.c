@@ -21,15 +21,27 @@ struct engine {
     struct step plan;             /* followers: what arrived */
     struct wire wire;             /* leader: what is sent; followers: scratch to unpack */
     struct engine_output *output; /* (max_out) */
-    /* One rank's results of a step: best (n_out), then rows of logits (n_logits, Vr). */
+    /* Where the device leaves results, at the same places in every step: a replayed step copies there too. */
+    struct best *best; /* (max_out) */
+    struct best *top;  /* (max_out, TOP_K_MAX) */
+    /* One rank's results of a step: best (n_out), top (n_tops, TOP_K_MAX), rows of logits (n_logits, Vr). */
     char *mine;
     size_t mine_capacity;
-    /* Leader: the same of all ranks, one after another, and the logits in vocabulary order (n_logits, V). */
+    /* Leader: the same of all ranks, one after another; the logits in vocabulary order (n_logits, V); the
+     * largest of all ranks (n_tops, TOP_K_MAX). */
     char *all;
     size_t *all_bytes; /* (size) */
     float *logits;
+    struct best *tops;
     struct noise noise; /* engine_fill: opened when first used */
     size_t read_at;     /* engine_read_rate: where the next sample begins */
+};
+
+enum { TOP_BYTES = TOP_K_MAX * sizeof(struct best) };
+
+/* How many results of each kind a step has. */
+struct results {
+    int n_out, n_tops, n_logits;
 };
 
 static void *need(void *p)
@@ -63,12 +75,16 @@ struct engine *engine_open(struct model *m, struct comm *c, struct ctl *ctl)
     step_open(&e->plan, &e->limits);
     size_t n_out = (size_t)d->max_out, vocab = (size_t)m->arch->vocab;
     e->output = need(calloc(n_out, sizeof *e->output));
-    e->mine_capacity = n_out * (sizeof(struct best) + (size_t)d->Vr * sizeof(float));
+    size_t pairs = sizeof(struct best) + TOP_BYTES;
+    e->best = need(m->op->host_alloc(m->device, n_out * sizeof *e->best));
+    e->top = need(m->op->host_alloc(m->device, n_out * TOP_BYTES));
+    e->mine_capacity = n_out * (pairs + (size_t)d->Vr * sizeof(float));
     e->mine = need(m->op->host_alloc(m->device, e->mine_capacity));
     if (comm_rank(c) == 0) {
-        e->all = need(malloc(n_out * ((size_t)comm_size(c) * sizeof(struct best) + vocab * sizeof(float))));
+        e->all = need(malloc(n_out * ((size_t)comm_size(c) * pairs + vocab * sizeof(float))));
         e->all_bytes = need(calloc((size_t)comm_size(c), sizeof *e->all_bytes));
         e->logits = need(malloc(n_out * vocab * sizeof(float)));
+        e->tops = need(malloc(n_out * TOP_BYTES));
     }
     return e;
 }
@@ -79,11 +95,15 @@ void engine_close(struct engine *e)
     stage_close(&e->stage);
     step_close(&e->plan);
     wire_close(&e->wire);
-    e->model->op->host_free(e->model->device, e->mine, e->mine_capacity);
+    const struct ops *op = e->model->op;
+    op->host_free(e->model->device, e->mine, e->mine_capacity);
+    op->host_free(e->model->device, e->best, (size_t)e->limits.max_out * sizeof *e->best);
+    op->host_free(e->model->device, e->top, (size_t)e->limits.max_out * TOP_BYTES);
     free(e->output);
     free(e->all);
     free(e->all_bytes);
     free(e->logits);
+    free(e->tops);
     noise_close(&e->noise);
     free(e);
 }
@@ -97,31 +117,62 @@ double engine_token_bytes(const struct engine *e)
 
 double engine_summary_bytes(const struct engine *e) { return (double)e->model->dims.summary_bytes; }
 
-/* Runs a plan on this rank and brings its results to host memory: best, then the logits that were asked for.
- */
-static void execute(struct engine *e, const struct step *s, int *n_out, int *n_logits)
+/* The plan to the device, the forward pass, and what every step brings back. A shape that was captured before
+ * is one launch. */
+static void issue(struct engine *e, const struct batch *b)
+{
+    struct model *m = e->model;
+    progress_op("replay");
+    if (b->shape && m->op->graph_launch(m->device, b->shape)) return;
+    stage_upload(&e->stage);
+    model_forward(m, b);
+    if (b->n_out > 0) m->op->download(m->device, e->best, m->best, (size_t)b->n_out * sizeof *e->best);
+    if (b->top) m->op->download(m->device, e->top, m->top, (size_t)b->n_out * TOP_BYTES);
+    if (b->shape) m->op->graph_end(m->device);
+}
+
+/* Rows of logits go straight to their place behind the pairs. */
+static void download_logits(struct engine *e, const struct step *s, struct results *r)
+{
+    struct model *m = e->model;
+    size_t row_bytes = (size_t)m->dims.Vr * sizeof(float);
+    *r = (struct results){0};
+    for (int i = 0; i < s->n_seqs; i++) {
+        r->n_out += s->seq[i].want != STEP_WANT_NOTHING;
+        r->n_tops += s->seq[i].want == STEP_WANT_CANDIDATES;
+    }
+    char *to = e->mine + (size_t)r->n_out * sizeof(struct best) + (size_t)r->n_tops * TOP_BYTES;
+    for (int i = 0, out = 0; i < s->n_seqs; i++) {
+        if (s->seq[i].want == STEP_WANT_LOGITS) {
+            m->op->download(m->device, to, m->logits + (size_t)out * (size_t)m->dims.Vr, row_bytes);
+            to += row_bytes;
+            r->n_logits++;
+        }
+        out += s->seq[i].want != STEP_WANT_NOTHING;
+    }
+}
+
+/* Runs a plan on this rank and brings its results to `mine`. */
+static void execute(struct engine *e, const struct step *s, struct results *r)
 {
     struct model *m = e->model;
     struct batch b;
     struct reason why;
     if (stage_step(&e->stage, s, &b, &why) != STATUS_OK) DIE(EXIT_CODE_BUG, NULL, "%s", why.text);
-    model_forward(m, &b);
-    size_t row_bytes = (size_t)m->dims.Vr * sizeof(float);
-    char *to = e->mine + (size_t)b.n_out * sizeof(struct best);
+    issue(e, &b);
     progress_op("download");
-    m->op->download(m->device, e->mine, m->best, (size_t)b.n_out * sizeof(struct best));
-    *n_out = b.n_out;
-    *n_logits = 0;
+    download_logits(e, s, r);
+    comm_wait(e->comm, m->op->stream(m->device));
+    m->op->sync(m->device);
+    memcpy(e->mine, e->best, (size_t)r->n_out * sizeof *e->best);
+    char *to = e->mine + (size_t)r->n_out * sizeof *e->best;
     for (int i = 0, out = 0; i < s->n_seqs; i++) {
-        if (s->seq[i].want == STEP_WANT_LOGITS) {
-            m->op->download(m->device, to, m->logits + (size_t)out * (size_t)m->dims.Vr, row_bytes);
-            to += row_bytes;
-            ++*n_logits;
+        if (s->seq[i].want == STEP_WANT_CANDIDATES) {
+            memcpy(to, e->top + (size_t)out * TOP_K_MAX, TOP_BYTES);
+            to += TOP_BYTES;
         }
         out += s->seq[i].want != STEP_WANT_NOTHING;
     }
-    comm_wait(e->comm, m->op->stream(m->device));
-    m->op->sync(m->device);
 }
 
 /* Every rank's part of the vocabulary, in rank order. */
@@ -130,38 +181,57 @@ static void shard_of(const struct engine *e, int rank, int *first, int *count)
     shard_deal(e->model->arch->vocab, comm_size(e->comm), rank, first, count);
 }
 
-static void gather(struct engine *e, int n_out, int n_logits)
+static void gather(struct engine *e, const struct results *n)
 {
-    size_t best_bytes = (size_t)n_out * sizeof(struct best);
+    size_t pair_bytes = (size_t)n->n_out * sizeof(struct best) + (size_t)n->n_tops * TOP_BYTES;
     progress_op("gather");
     if (comm_rank(e->comm) == 0)
         for (int r = 0; r < comm_size(e->comm); r++) {
             int first, count;
             shard_of(e, r, &first, &count);
-            e->all_bytes[r] = best_bytes + (size_t)n_logits * (size_t)count * sizeof(float);
+            e->all_bytes[r] = pair_bytes + (size_t)n->n_logits * (size_t)count * sizeof(float);
         }
-    comm_gather(e->comm, e->mine, best_bytes + (size_t)n_logits * (size_t)e->model->dims.Vr * sizeof(float),
-                e->all, e->all_bytes);
+    comm_gather(e->comm, e->mine,
+                pair_bytes + (size_t)n->n_logits * (size_t)e->model->dims.Vr * sizeof(float), e->all,
+                e->all_bytes);
+}
+
+/* Merges one rank's largest logits, ids made those of the whole vocabulary, into `to`; what is there comes
+ * from lower ranks, with lower ids, so it stands first among equals. */
+static void merge_top(struct best *to, const char *from, int first)
+{
+    struct best kept[TOP_K_MAX], more[TOP_K_MAX];
+    memcpy(kept, to, TOP_BYTES);
+    memcpy(more, from, TOP_BYTES);
+    for (int i = 0, a = 0, b = 0; i < TOP_K_MAX; i++) {
+        bool take = more[b].index >= 0 && (kept[a].index < 0 || more[b].value > kept[a].value);
+        to[i] = take ? (struct best){more[b].value, first + more[b].index} : kept[a];
+        if (take) b++;
+        else a++;
+    }
 }
 
 /* Merges the ranks' results: lower ranks hold lower token ids, so a strict comparison keeps the lower id on a
  * tie. */
-static void assemble(struct engine *e, int n_out, int n_logits)
+static void assemble(struct engine *e, const struct results *n)
 {
     size_t vocab = (size_t)e->model->arch->vocab;
     const char *from = e->all;
-    for (int i = 0; i < n_out; i++) e->output[i].best = -1;
+    for (int i = 0; i < n->n_out; i++) e->output[i].best = -1;
+    for (int i = 0; i < n->n_tops * TOP_K_MAX; i++) e->tops[i] = (struct best){0, -1};
     for (int r = 0; r < comm_size(e->comm); r++) {
         int first, count;
         shard_of(e, r, &first, &count);
-        for (int i = 0; i < n_out; i++, from += sizeof(struct best)) {
+        for (int i = 0; i < n->n_out; i++, from += sizeof(struct best)) {
             struct best b;
             memcpy(&b, from, sizeof b);
             if (count == 0 || (e->output[i].best >= 0 && !(b.value > e->output[i].best_logit))) continue;
             e->output[i].best = first + b.index;
             e->output[i].best_logit = b.value;
         }
-        for (int i = 0; i < n_logits; i++, from += (size_t)count * sizeof(float))
+        for (int i = 0; i < n->n_tops; i++, from += TOP_BYTES)
+            merge_top(e->tops + (size_t)i * TOP_K_MAX, from, first);
+        for (int i = 0; i < n->n_logits; i++, from += (size_t)count * sizeof(float))
             memcpy(e->logits + (size_t)i * vocab + first, from, (size_t)count * sizeof(float));
     }
 }
@@ -174,21 +244,24 @@ void engine_step(struct engine *e, const struct step *s, struct engine_result *r
         wire_pack_step(&e->wire, s);
         ctl_send(e->ctl, MESSAGE_STEP, e->wire.bytes, e->wire.n_bytes);
     }
-    int n_out, n_logits;
-    execute(e, s, &n_out, &n_logits);
-    gather(e, n_out, n_logits);
-    assemble(e, n_out, n_logits);
+    struct results n;
+    execute(e, s, &n);
+    gather(e, &n);
+    assemble(e, &n);
     const float *logits = e->logits;
+    const struct best *tops = e->tops;
     for (int i = 0, out = 0; i < s->n_seqs; i++) {
-        if (s->seq[i].want == STEP_WANT_NOTHING) continue;
-        bool wanted = s->seq[i].want == STEP_WANT_LOGITS;
+        enum step_want want = s->seq[i].want;
+        if (want == STEP_WANT_NOTHING) continue;
         e->output[out].seq = i;
-        e->output[out].logits = wanted ? logits : NULL;
-        if (wanted) logits += e->model->arch->vocab;
+        e->output[out].logits = want == STEP_WANT_LOGITS ? logits : NULL;
+        e->output[out].top = want == STEP_WANT_CANDIDATES ? tops : NULL;
+        if (want == STEP_WANT_LOGITS) logits += e->model->arch->vocab;
+        if (want == STEP_WANT_CANDIDATES) tops += TOP_K_MAX;
         out++;
     }
     progress_enter(PROGRESS_IDLE);
-    *r = (struct engine_result){.n_outputs = n_out, .output = e->output};
+    *r = (struct engine_result){.n_outputs = n.n_out, .output = e->output};
 }
 
 static void sum_counters(struct engine *e, int slot, int64_t counters[COUNTER_COUNT])
@@ -215,6 +288,7 @@ static void fill(struct engine *e, const struct step *s)
     size_t row = (size_t)(m->dims.Qr + 2 * m->dims.Kr) * (size_t)m->dims.E;
     if (!e->noise.value) noise_open(&e->noise, (size_t)m->dims.max_rows * row);
     if (stage_step(&e->stage, s, &b, &why) != STATUS_OK) DIE(EXIT_CODE_BUG, NULL, "%s", why.text);
+    stage_upload(&e->stage);
     model_fill(m, &b, noise_row(&e->noise, "context", (int64_t)s->id));
 }
 
@@ -267,11 +341,11 @@ void engine_follow(struct engine *e)
     size_t n;
     while (ctl_receive(e->ctl, &kind, &bytes, &n)) {
         if (kind == MESSAGE_STEP) {
-            int n_out, n_logits;
+            struct results r;
             unpack(e, bytes, n);
             progress_step();
-            execute(e, &e->plan, &n_out, &n_logits);
-            gather(e, n_out, n_logits);
+            execute(e, &e->plan, &r);
+            gather(e, &r);
             progress_enter(PROGRESS_IDLE);
         } else if (kind == MESSAGE_FILL) {
             unpack(e, bytes, n);

@@ -31,6 +31,9 @@ struct engine_output {
     int32_t best; /* token with the largest logit; the lower id wins a tie */
     float best_logit;
     const float *logits; /* (vocab) when the plan wanted them, else NULL; borrowed until the next step */
+    /* (TOP_K_MAX) the largest logits with their tokens, as kernels.h orders them, when the plan wanted them,
+     * else NULL; borrowed likewise. With a smaller vocabulary the last have index -1. */
+    const struct best *top;
 };
 
 struct engine_result {

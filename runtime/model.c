@@ -110,6 +110,9 @@ static void carve_scratch(struct model *m, struct arena *a)
     m->act = arena_carve(a, rows * (size_t)d->Fr * act);
     m->logits = arena_carve(a, (size_t)d->max_out * (size_t)d->Vr * f32);
     m->best = arena_carve(a, (size_t)d->max_out * sizeof(struct best));
+    m->top = arena_carve(a, (size_t)d->max_out * TOP_K_MAX * sizeof(struct best));
+    if (m->options.all_reduce == DTYPE_BF16 && comm_size(m->comm) > 1)
+        m->narrow = arena_carve(a, rows * (size_t)d->D * dtype_bytes(DTYPE_BF16));
     m->plan.scratch_bytes = (int64_t)(a->used_bytes - before);
 }
 
@@ -187,6 +190,7 @@ enum status model_open(struct model **out, const struct model_files *files, stru
     m->options = *o;
     m->device = o->device;
     m->op = device_ops(m->device);
+    m->graphs = o->graphs && m->op->graphs;
     model_dims(&m->dims, m->arch, &m->shard, o);
 
     struct arena arena;
@@ -233,10 +237,14 @@ void model_close(struct model *m)
 
 static void all_reduce(struct model *m, float *buffer, int n_rows)
 {
+    size_t n = (size_t)n_rows * (size_t)m->dims.D;
+    if (m->narrow) m->op->convert(m->device, m->narrow, DTYPE_BF16, buffer, DTYPE_F32, n);
     progress_op("all_reduce");
     m->op->range(m->device, "all_reduce");
-    comm_all_reduce(m->comm, buffer, (size_t)n_rows * (size_t)m->dims.D, DTYPE_F32, m->op->stream(m->device));
+    if (m->narrow) comm_all_reduce(m->comm, m->narrow, n, DTYPE_BF16, m->op->stream(m->device));
+    else comm_all_reduce(m->comm, buffer, n, DTYPE_F32, m->op->stream(m->device));
     m->op->range(m->device, NULL);
+    if (m->narrow) m->op->convert(m->device, buffer, DTYPE_F32, m->narrow, DTYPE_BF16, n);
 }
 
 struct kv_layer model_layer(const struct model *m, int layer)
@@ -311,4 +319,5 @@ void model_forward(struct model *m, const struct batch *b)
     RUN(gather_norm, d, m->h, m->x, delta, w->final_norm, b, dims); /* h (n_out,D) */
     RUN(linear, d, m->logits, m->h, &w->head, NULL, b->n_out);      /* (n_out,Vr) */
     RUN(argmax, d, m->best, m->logits, b->n_out, dims);
+    if (b->top) RUN(top_k, d, m->top, m->logits, b->n_out, dims);
 }

@@ -40,6 +40,8 @@ struct model_options {
     int kv_tokens; /* that the cache holds, rounded up to blocks; 0: n_slots * context */
     enum dtype kv;
     enum summary_type summary; /* of pages; one with codes, or that of kv */
+    enum dtype all_reduce;     /* f32, or bf16 to exchange half the bytes */
+    bool graphs;               /* replay decode steps, where the device can */
     bool progress;             /* tell how loading goes */
     int node_ranks;            /* ranks that share this host's memory */
 };
@@ -52,6 +54,7 @@ struct model {
     struct device *device;
     struct comm *comm;   /* borrowed */
     struct probe *probe; /* NULL, or measures attention outputs (probe.h); borrowed */
+    bool graphs;         /* decode steps are padded to few shapes and replayed */
     struct weights weights;
     struct memplan plan;
     struct model_options options;
@@ -83,6 +86,8 @@ struct model {
     void *act;         /* (T, Fr) act */
     float *logits;     /* (n_out, Vr) */
     struct best *best; /* (n_out) */
+    struct best *top;  /* (n_out, TOP_K_MAX) */
+    void *narrow;      /* (T, D) bf16: what all-reduces in bf16 exchange; NULL: they are f32 */
 };
 
 /* The sizes of one rank's shard. */

@@ -17,6 +17,7 @@ static const char magic[8] = {'R', 'E', 'T', 'R', 'O', 'R', 'E', 'C'};
 static uint32_t digest(const struct engine_output *o, int vocab)
 {
     return o->logits ? crc32_of(o->logits, (size_t)vocab * sizeof(float))
+           : o->top  ? crc32_of(o->top, TOP_K_MAX * sizeof *o->top)
                      : crc32_of(&o->best_logit, sizeof(float));
 }
 

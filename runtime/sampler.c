@@ -17,7 +17,8 @@ struct candidate {
 struct sampler {
     int vocab;
     struct candidate *candidate; /* (vocab) */
-    int n;                       /* of them allowed in this draw */
+    int n;                       /* of them allowed in this draw and loaded ... */
+    int n_all;                   /* ... and the less likely ones that were not loaded */
     double *weight;              /* (vocab) of what was kept, in the order of the draw */
     int32_t *kept;               /* (vocab) */
     int32_t *count;              /* (vocab) all 0 between draws */
@@ -51,6 +52,12 @@ bool sampling_is_greedy(const struct sampling *p)
 {
     return (p->temperature == 0 || p->top_k == 1) && p->repetition_penalty == 1 && p->presence_penalty == 0 &&
            p->frequency_penalty == 0 && p->n_bias == 0;
+}
+
+bool sampling_top_suffices(const struct sampling *p, int vocab)
+{
+    return p->top_k > 0 && p->top_k <= TOP_K_MAX && p->top_k < vocab && p->repetition_penalty == 1 &&
+           p->presence_penalty == 0 && p->frequency_penalty == 0 && p->n_bias == 0;
 }
 
 /* splitmix64's finaliser (Steele, Lea, Flood 2014): every input bit reaches every output bit. */
@@ -120,12 +127,20 @@ static void load(struct sampler *s, const struct sampling *p, const float *logit
     if ((p->presence_penalty != 0 || p->frequency_penalty != 0) && n_history > p->n_prompt)
         penalize_answer(s, p, history + p->n_prompt, n_history - p->n_prompt);
     for (int i = 0; i < p->n_bias; i++) c[p->bias[i].token].logit += p->bias[i].bias;
-    s->n = s->vocab;
+    s->n = s->n_all = s->vocab;
     if (!p->allowed) return;
     s->n = 0;
     for (int i = 0; i < s->vocab; i++)
         if (p->allowed[i / 32] >> i % 32 & 1) c[s->n++] = c[i];
+    s->n_all = s->n;
     ASSERT(s->n > 0);
+}
+
+static void load_top(struct sampler *s, const struct best *top)
+{
+    s->n_all = s->vocab;
+    for (s->n = 0; s->n < TOP_K_MAX && top[s->n].index >= 0; s->n++)
+        s->candidate[s->n] = (struct candidate){top[s->n].value, top[s->n].index};
 }
 
 /* exp((logit - top) / temperature): 1 for the most likely, so that min_p is a bound on the weight itself. */
@@ -164,9 +179,10 @@ static double take_best(struct sampler *s, const struct sampling *p, float top, 
 static int keep_by_rank(struct sampler *s, const struct sampling *p, float top, double *total)
 {
     int left = s->n, most = p->top_k > 0 && p->top_k < s->n ? p->top_k : s->n, taken = 0, n = 0;
+    bool cut = p->top_k > 0 && p->top_k <= s->n && s->n_all > most; /* there are less likely ones */
     double mass = 0;
     for (int i = s->n / 2 - 1; i >= 0; i--) sift(s->candidate, s->n, i);
-    if (most < s->n)
+    if (cut)
         while (taken < most) mass += take_best(s, p, top, &left, taken++);
     else
         for (int i = 0; i < s->n; i++) mass += weight_of(p, s->candidate[i].logit, top);
@@ -179,10 +195,9 @@ static int keep_by_rank(struct sampler *s, const struct sampling *p, float top, 
     return n;
 }
 
-int32_t sampler_draw(struct sampler *s, const struct sampling *p, const float *logits, const int32_t *history,
-                     int n_history, int position)
+/* Draws among what was loaded. */
+static int32_t draw(struct sampler *s, const struct sampling *p, int position)
 {
-    load(s, p, logits, history, n_history);
     struct candidate *c = s->candidate;
     if (p->temperature == 0 || p->top_k == 1) {
         int best = 0;
@@ -201,6 +216,20 @@ int32_t sampler_draw(struct sampler *s, const struct sampling *p, const float *l
         if (u < sum) return s->kept[i];
     }
     return s->kept[n - 1];
+}
+
+int32_t sampler_draw(struct sampler *s, const struct sampling *p, const float *logits, const int32_t *history,
+                     int n_history, int position)
+{
+    load(s, p, logits, history, n_history);
+    return draw(s, p, position);
+}
+
+int32_t sampler_draw_top(struct sampler *s, const struct sampling *p, const struct best *top, int position)
+{
+    ASSERT(sampling_top_suffices(p, s->vocab) && !p->allowed);
+    load_top(s, top);
+    return draw(s, p, position);
 }
 
 float sampler_logprobs(int vocab, const float *logits, int32_t token, struct sampler_logprob *top, int n_top)

@@ -10,6 +10,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "kernels/kernels.h"
+
 /* Added to one token's logit. */
 struct sampling_bias {
     int32_t token;
@@ -44,6 +46,12 @@ bool sampling_is_greedy(const struct sampling *p);
  * least one token must be allowed. */
 int32_t sampler_draw(struct sampler *s, const struct sampling *p, const float *logits, const int32_t *history,
                      int n_history, int position);
+
+/* True when the TOP_K_MAX largest logits decide: sampler_draw_top then draws what sampler_draw would. It
+ * looks at everything but `allowed`. */
+bool sampling_top_suffices(const struct sampling *p, int vocab);
+/* `top` (TOP_K_MAX) as engine_output has it; `p` must not restrict the tokens (allowed). */
+int32_t sampler_draw_top(struct sampler *s, const struct sampling *p, const struct best *top, int position);
 
 struct sampler_logprob {
     int32_t token;

@@ -5,6 +5,7 @@
 
 #include "runtime/base/arena.h"
 #include "runtime/base/die.h"
+#include "runtime/shape.h"
 
 static void carve_arrays(struct stage_arrays *x, struct arena *a, const struct dims *m)
 {
@@ -113,6 +114,18 @@ static void add_rows(struct stage *s, const struct step *step, const struct step
     }
     if (last > b->max_position) b->max_position = last;
     if (q->want != STEP_WANT_NOTHING) s->h.out_row[b->n_out++] = q->row0 + q->n_rows - 1;
+    b->top |= q->want == STEP_WANT_CANDIDATES;
+}
+
+/* Rounds a decode step to a shape that comes again: what is added are spans without rows, rows that belong to
+ * none of them, and outputs of row 0. */
+static void pad(struct stage *s, struct batch *b)
+{
+    struct batch given = *b;
+    shape_round(b, &s->model->dims);
+    for (int i = given.n_rows; i < b->n_rows; i++) s->h.token[i] = s->h.position[i] = s->h.slot[i] = 0;
+    for (int i = given.n_decode; i < b->n_decode; i++) s->h.decode[i] = (struct decode_span){0};
+    for (int i = given.n_out; i < b->n_out; i++) s->h.out_row[i] = 0;
 }
 
 enum status stage_step(struct stage *s, const struct step *step, struct batch *b, struct reason *why)
@@ -135,6 +148,8 @@ enum status stage_step(struct stage *s, const struct step *step, struct batch *b
     b->block_table = s->table_device;
     b->host_decode = s->h.decode;
     b->host_prompt = s->h.prompt;
-    s->model->op->upload(s->model->device, s->device, s->host, s->bytes);
+    if (s->model->graphs && !s->model->probe && b->n_prompt == 0 && b->n_decode > 0) pad(s, b);
     return STATUS_OK;
 }
+
+void stage_upload(struct stage *s) { s->model->op->upload(s->model->device, s->device, s->host, s->bytes); }

@@ -32,9 +32,11 @@ struct stage {
 void stage_open(struct stage *s, struct model *m);
 void stage_close(struct stage *s);
 
-/* Applies what the step brings (moves, fresh slots, new blocks) and uploads the plan; `b` is borrowed until the next
- * call. BAD_INPUT when a row's position has no block or a slot is not in use: a plan that does not fit the
- * mirror. */
+/* Applies what the step brings (moves, fresh slots, new blocks) and fills the host arrays; `b` is borrowed until the
+ * next call. With model.graphs, decode steps are padded to few shapes (shape.h). BAD_INPUT when a row's
+ * position has no block or a slot is not in use: a plan that does not fit the mirror. */
 enum status stage_step(struct stage *s, const struct step *step, struct batch *b, struct reason *why);
+/* The host arrays to the device: the first work of a step, and part of what is captured. */
+void stage_upload(struct stage *s);
 
 #endif

@@ -14,8 +14,10 @@
 
 enum row_kind { ROW_PROMPT, ROW_NEW, ROW_REVISED, ROW_KIND_COUNT };
 
-/* What rank 0 needs of a sequence's last row. */
-enum step_want { STEP_WANT_NOTHING, STEP_WANT_BEST, STEP_WANT_LOGITS, STEP_WANT_COUNT };
+/* What rank 0 needs of a sequence's last row: the most likely token alone, all logits, or the TOP_K_MAX
+ * largest.
+ */
+enum step_want { STEP_WANT_NOTHING, STEP_WANT_BEST, STEP_WANT_LOGITS, STEP_WANT_CANDIDATES, STEP_WANT_COUNT };
 
 struct step_seq {
     int32_t slot;

@@ -189,7 +189,7 @@ static void replicas(void **state)
     CHECK(comm_size(c) == half && comm_rank(c) == world.rank % half, "place in the group");
     int first = world.rank / half * half;
     float sums[3] = {(float)world.rank, 1, -(float)world.rank};
-    comm_all_reduce(c, sums, 3, NULL);
+    comm_all_reduce(c, sums, 3, DTYPE_F32, NULL);
     float expected = 0;
     for (int r = first; r < first + half; r++) expected += (float)r;
     CHECK(sums[0] == expected && sums[1] == (float)half && sums[2] == -expected, "sum of the group");

@@ -429,6 +429,53 @@ static void strange_logits_give_a_token(void **state)
     sampler_close(s);
 }
 
+static int by_best(const void *a, const void *b)
+{
+    const struct best *x = a, *y = b;
+    if (x->value != y->value) return x->value > y->value ? -1 : 1;
+    return x->index - y->index;
+}
+
+/* The largest logits alone give the token that all give, cuts in top-p and min-p included. */
+static void candidates_draw_the_same(void **state)
+{
+    (void)state;
+    struct random r = {31};
+    float logits[VOCAB_MAX];
+    struct best all[VOCAB_MAX], top[TOP_K_MAX];
+    for (int round = 0; round < 4000; round++) {
+        int vocab = random_int(&r, 2, round % 3 ? VOCAB_MAX : 80), n_values = random_int(&r, 1, 400);
+        struct sampler *s = sampler_open(vocab);
+        struct sampling q = plain;
+        q.top_k = random_int(&r, 1, TOP_K_MAX + 4);
+        q.temperature = round % 7 ? 0.1 + 2 * random_real(&r) : 0;
+        if (round % 2) q.top_p = random_real(&r);
+        if (round % 5 == 0) q.min_p = random_real(&r) * 0.3;
+        q.seed = (uint64_t)round;
+        for (int i = 0; i < vocab; i++) { /* many ties, some NaN and -inf */
+            logits[i] = (float)random_int(&r, 0, n_values) * 0.03f;
+            if (random_int(&r, 0, 50) == 0) logits[i] = random_int(&r, 0, 1) ? NAN : -INFINITY;
+            all[i] = (struct best){isnan(logits[i]) ? -INFINITY : logits[i], i};
+        }
+        qsort(all, (size_t)vocab, sizeof *all, by_best);
+        for (int i = 0; i < TOP_K_MAX; i++) top[i] = i < vocab ? all[i] : (struct best){-INFINITY, -1};
+        bool suffices = q.top_k <= TOP_K_MAX && q.top_k < vocab;
+        assert_int_equal(sampling_top_suffices(&q, vocab), suffices);
+        for (int position = 0; suffices && position < 20; position++)
+            assert_int_equal(sampler_draw_top(s, &q, top, position),
+                             sampler_draw(s, &q, logits, NULL, 0, position));
+        sampler_close(s);
+    }
+    struct sampling q = plain;
+    assert_false(sampling_top_suffices(&q, 1000));
+    q.top_k = 5;
+    assert_true(sampling_top_suffices(&q, 1000));
+    q.presence_penalty = 0.1;
+    assert_false(sampling_top_suffices(&q, 1000));
+    q = (struct sampling){.top_k = 5, .top_p = 1, .repetition_penalty = 1.1};
+    assert_false(sampling_top_suffices(&q, 1000));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -442,6 +489,7 @@ int main(void)
         cmocka_unit_test(only_allowed_tokens_come),
         cmocka_unit_test(logprobs_are_the_log_of_the_softmax),
         cmocka_unit_test(strange_logits_give_a_token),
+        cmocka_unit_test(candidates_draw_the_same),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
