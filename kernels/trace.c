@@ -18,6 +18,7 @@ enum {
 
 struct trace_device {
     struct device base;
+    struct ops ops; /* trace_ops, with the inner device's properties */
     struct device *inner;
     const struct ops *op;
     FILE *file;
@@ -273,7 +274,9 @@ enum status trace_device_open(struct device **out, struct device *inner, const c
         return status_fail(why, STATUS_BAD_OPTION, "--trace %s: %s", path, strerror(errno));
     }
     fprintf(t->file, "[");
-    t->base = (struct device){.ops = &trace_ops, .close = close_device};
+    t->ops = trace_ops;
+    t->ops.mixed_types = t->op->mixed_types; /* the same weights, or other times would be told */
+    t->base = (struct device){.ops = &t->ops, .close = close_device};
     snprintf(t->base.description, sizeof t->base.description, "%.140s, traced", device_describe(inner));
     *out = &t->base;
     return STATUS_OK;
