@@ -2,7 +2,7 @@
  *
  * Rank 0 (the leader) calls engine_step with a plan; it sends the plan to the followers, all ranks run
  * model_forward, and the leader gets the logits of the whole vocabulary. Followers sit in engine_follow until
- * the leader closes. Nothing here decides anything: plans come from generate, eval and (later) the scheduler.
+ * the leader closes. Nothing here decides anything: plans come from generate, eval and the scheduler.
  */
 #ifndef RETRO_ENGINE_H
 #define RETRO_ENGINE_H
