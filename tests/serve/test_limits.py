@@ -6,6 +6,7 @@ import signal
 import socket
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from server import cli
@@ -224,3 +225,25 @@ def test_two_ranks(start, real_model):
         time.sleep(0.05)
     os.kill(s.process.pid, signal.SIGUSR1)
     assert s.process.wait(60) == 0, s.log()
+
+
+def test_ready_hears_every_rank(start):
+    """A rank that is stopped is seen before the heartbeat ends the job; when it goes on all is well again."""
+    s = start("--ready-timeout", 1, ranks=2)
+    assert s.chat("x", max_tokens=2)[0] == 200
+    other = max(int(c) for c in Path(f"/proc/{s.process.pid}/task/{s.process.pid}/children").read_text().split())
+    os.kill(other, signal.SIGSTOP)
+    try:
+        end = time.monotonic() + 10
+        while (answer := s.request("/ready"))[0] == 200:
+            assert time.monotonic() < end
+            time.sleep(0.02)
+        assert json.loads(answer[2])["error"]["code"] == "not_ready" and b"rank 1" in answer[2]
+        assert s.request("/health")[0] == 200
+    finally:
+        os.kill(other, signal.SIGCONT)
+    end = time.monotonic() + 10
+    while s.request("/ready")[0] != 200:
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    assert s.chat("x", max_tokens=2)[0] == 200
