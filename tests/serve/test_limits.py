@@ -130,7 +130,8 @@ def test_slow_reader_holds_nobody_up(start):
     c.sendall(s.raw_chat(stream=True, max_tokens=480, ignore_eos=True, n=3, logprobs=True, top_logprobs=20).encode())
     for _ in range(10):
         assert s.chat("y", max_tokens=20)[0] == 200
-    s.idle()
+    m = s.idle()
+    assert m['request_success_total{finished_reason="cancelled"}'] == 3  # while it was still connected
     c.close()
     assert s.request("/ready")[0] == 200
 

@@ -73,6 +73,20 @@ def test_numbers(start):
     assert m["step_seconds_count"] > 0 and m["kv_cache_usage_perc"] == m["kv_blocks_cached"] / m["kv_blocks"]
 
 
+def test_cached_tokens(start):
+    """The same long prompt again: its whole blocks come from the prefix cache, the answer is the same."""
+    s = start()
+    ask = {"max_tokens": 20, "temperature": 0, "ignore_eos": True}
+    first, second = (s.chat("word " * 60, **ask)[1] for _ in range(2))
+    assert first["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
+    cached = second["usage"]["prompt_tokens_details"]["cached_tokens"]
+    assert 0 < cached < second["usage"]["prompt_tokens"] and cached % 64 == 0
+    assert first["choices"][0]["message"]["content"] == second["choices"][0]["message"]["content"]
+    m = s.idle()
+    assert m["prefix_cache_hits"] == cached and m["prefix_cache_queries"] >= cached
+    assert m["kv_blocks_cached"] > 0 and m["kv_cache_usage_perc"] > 0
+
+
 def free_port():
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
