@@ -28,7 +28,7 @@ static const struct check_report *run(struct session *s, int n_prompt, int n_ste
     const struct check_report *r = check_device_report(s->model->device);
     generation_prefill(&g, STEP_WANT_LOGITS);
     for (int i = 0; i < n_steps && !r->failed; i++)
-        generation_feed(&g, random_token(vocab, n_prompt + i), STEP_WANT_LOGITS);
+        generation_feed(&g, random_token(vocab, n_prompt + i), STEP_WANT_CANDIDATES);
     generation_close(&g);
     free(prompt);
     return r;
