@@ -65,10 +65,11 @@ void request_begin(struct request *r, const struct request_tools *t)
     }
 }
 
-enum step_want request_want(const struct choice *c)
+enum step_want request_want(const struct choice *c, int vocab)
 {
-    bool best = sampling_is_greedy(&c->sampling) && !c->constraint && !c->request->from.want_logits;
-    return best ? STEP_WANT_BEST : STEP_WANT_LOGITS;
+    if (c->constraint || c->request->from.want_logits) return STEP_WANT_LOGITS;
+    if (sampling_is_greedy(&c->sampling)) return STEP_WANT_BEST;
+    return sampling_top_suffices(&c->sampling, vocab) ? STEP_WANT_CANDIDATES : STEP_WANT_LOGITS;
 }
 
 /* False: the constraint allows nothing more. */
@@ -82,6 +83,9 @@ static bool draw(struct choice *c, const struct request_tools *t, const struct e
         c->sampling.allowed = t->mask;
     } else if (sampling_is_greedy(&c->sampling)) {
         *token = out->best;
+        return true;
+    } else if (out->top) {
+        *token = sampler_draw_top(t->sampler, &c->sampling, out->top, q->n_tokens);
         return true;
     }
     *token = sampler_draw(t->sampler, &c->sampling, out->logits, q->token, q->n_tokens, q->n_tokens);

@@ -49,7 +49,7 @@ void request_close(struct request *r);
 /* Opens the text side of every choice; the constraint goes to the first, clones to the others. */
 void request_begin(struct request *r, const struct request_tools *t);
 /* What the sequence's last row must give. */
-enum step_want request_want(const struct choice *c);
+enum step_want request_want(const struct choice *c, int vocab);
 /* Draws the next token and tells the sink. True: it is *token and the choice goes on; false: the choice is at
  * its end, for request_end. */
 bool request_draw(struct choice *c, const struct request_tools *t, const struct engine_output *out,

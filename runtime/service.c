@@ -215,7 +215,7 @@ static void begin_request(struct service *s, struct request *r)
         c->seq.limit = r->from.n_prompt + r->max_tokens - 1;
         c->seq.priority = r->from.priority;
         c->seq.leader = i ? &r->choice[0].seq : NULL;
-        c->seq.want = request_want(c);
+        c->seq.want = request_want(c, s->limits.vocab);
         sched_add(&s->sched, &c->seq, &r->from.policy, r->from.prompt, r->from.n_prompt);
     }
     r->next = s->live;
