@@ -1,4 +1,4 @@
-/* attention_bench.h - `test_cpu_attention --bench [threads [isa [megabytes]]]`: see attention_bench.c. */
+/* attention_bench.h - `test_attention --bench [threads [isa [megabytes]]]`: see attention_bench.c. */
 #ifndef RETRO_TESTS_ATTENTION_BENCH_H
 #define RETRO_TESTS_ATTENTION_BENCH_H
 

@@ -297,14 +297,17 @@ void expect_select(const struct world *w)
     expect_untouched(w, true);
 }
 
-static double tolerance(const struct world *w, double expected)
+/* `bound`: the magnitudes that rounded weights multiply. */
+static double tolerance(const struct world *w, double expected, double bound)
 {
-    return 4e-5 + fabs(expected) * (w->m.act == DTYPE_F32 ? 0 : 1.01 * epsilon(w->m.act));
+    return 4e-5 + fabs(expected) * (w->m.act == DTYPE_F32 ? 0 : 1.01 * epsilon(w->m.act)) +
+           1.01 * w->weight_rounding * bound;
 }
 
-/* What a row and head must hold after the step: o (E) and the returned lse, folded into the reference's
- * cache. */
-static double fold_expected(struct world *w, double *o, const struct decode_span *s, int span, int r, int h)
+/* What a row and head must hold after the step: o (E), its bound (E) and the returned lse, folded into the
+ * reference's cache. */
+static double fold_expected(struct world *w, double *o, double *bound, const struct decode_span *s, int span,
+                            int r, int h)
 {
     const struct dims *m = &w->m;
     int head = h + m->head_off, g = head / m->G, n, row = s->row0 + s->n_rows - 1 - (s->position - r),
@@ -319,19 +322,26 @@ static double fold_expected(struct world *w, double *o, const struct decode_span
             seen[t] = mine && (!window || t > r - window);
             any |= seen[t];
         }
-    double *cached = w->out_cache + ((size_t)(s->slot * m->C + r) * (size_t)m->Hr + (size_t)h) * (size_t)E;
+    size_t at = ((size_t)(s->slot * m->C + r) * (size_t)m->Hr + (size_t)h) * (size_t)E;
+    double *cached = w->out_cache + at, *cached_bound = w->bound_cache + at;
     double *cached_lse = w->lse_cache + (size_t)(s->slot * m->C + r) * (size_t)m->Hr + h;
     double lse =
-        any ? world_attend(w, o, w->q + (row * m->Qr + head) * E, s->slot, g, seen, s->position + 1) : 0;
+        any ? world_attend(w, o, bound, w->q + (row * m->Qr + head) * E, s->slot, g, seen, s->position + 1)
+            : 0;
     if (r < s->position && any) {
         double top = fmax(*cached_lse, lse), a = exp(*cached_lse - top), c = exp(lse - top);
-        for (int e = 0; e < E; e++) o[e] = (a * cached[e] + c * o[e]) / (a + c);
+        for (int e = 0; e < E; e++) {
+            o[e] = (a * cached[e] + c * o[e]) / (a + c);
+            bound[e] = (a * cached_bound[e] + c * bound[e]) / (a + c);
+        }
         lse = top + log(a + c);
     } else if (r < s->position) {
         memcpy(o, cached, (size_t)E * sizeof(double));
+        memcpy(bound, cached_bound, (size_t)E * sizeof(double));
         lse = *cached_lse;
     }
     memcpy(cached, o, (size_t)E * sizeof(double));
+    memcpy(cached_bound, bound, (size_t)E * sizeof(double));
     *cached_lse = lse;
     free(seen);
     return lse;
@@ -344,9 +354,9 @@ static void expect_row_merged(struct world *w, int span, int r)
     int row = s->row0 + s->n_rows - 1 - (s->position - r), E = m->E;
     size_t entry = (size_t)s->slot * m->slot_bytes;
     for (int h = 0; h < m->Hr; h++) {
-        double o[512], lse = fold_expected(w, o, s, span, r, h);
+        double o[512], bound[512], lse = fold_expected(w, o, bound, s, span, r, h);
         for (int e = 0; e < E; e++)
-            NEAR(world_out(w, row, h * E + e), o[e], tolerance(w, o[e]),
+            NEAR(world_out(w, row, h * E + e), o[e], tolerance(w, o[e], bound[e]),
                  "step %d slot %d position %d (row of %d) head %d element %d", w->step, s->slot, s->position,
                  r, h, e);
         size_t at = entry + ((size_t)(r % m->W) * (size_t)m->Hr + (size_t)h) * (size_t)E * sizeof(float);
@@ -355,7 +365,8 @@ static void expect_row_merged(struct world *w, int span, int r)
             float cached;
             for (int e = 0; e < E; e++) {
                 memcpy(&cached, w->slots + at + (size_t)e * sizeof(float), sizeof cached);
-                NEAR(cached, o[e], 4e-5, "cached output of slot %d position %d head %d", s->slot, r, h);
+                NEAR(cached, o[e], 4e-5 + 1.01 * w->weight_rounding * bound[e],
+                     "cached output of slot %d position %d head %d", s->slot, r, h);
             }
             memcpy(&cached, w->slots + lse_at, sizeof cached);
             NEAR(cached, lse, 4e-5 + 1e-6 * fabs(lse), "cached lse of slot %d position %d head %d", s->slot,
@@ -431,11 +442,11 @@ void expect_attend_prompt(const struct world *w)
             int r = w->position[row];
             for (int t = 0; t <= r; t++) seen[t] = !window || t > r - window;
             for (int h = 0; h < m->Hr; h++) {
-                double o[512];
+                double o[512], bound[512];
                 int head = h + m->head_off;
-                world_attend(w, o, w->q + (row * m->Qr + head) * E, s->slot, head / m->G, seen, r + 1);
+                world_attend(w, o, bound, w->q + (row * m->Qr + head) * E, s->slot, head / m->G, seen, r + 1);
                 for (int e = 0; e < E; e++)
-                    NEAR(world_out(w, row, h * E + e), o[e], tolerance(w, o[e]),
+                    NEAR(world_out(w, row, h * E + e), o[e], tolerance(w, o[e], bound[e]),
                          "prompt of slot %d position %d head %d element %d", s->slot, r, h, e);
             }
             size_t bytes = (size_t)(m->Hr * E) * dtype_bytes(m->act);

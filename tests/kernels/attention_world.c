@@ -9,6 +9,7 @@
 #include <cmocka.h>
 
 #include "attention_expect.h"
+#include "staged.h"
 
 static const int canary_bytes = 256;
 
@@ -82,10 +83,11 @@ void world_open(struct world *w, const struct world_config *c)
     if (w->c.key_scale == 0) w->c.key_scale = 1;
     set_dims(w);
     const struct dims *m = &w->m;
-    struct device_options o = {.n_threads = c->n_threads ? c->n_threads : 1, .isa = c->isa, .act = c->act};
-    struct reason why;
-    assert_int_equal(device_open(&w->device, DEVICE_CPU, &o, &why), STATUS_OK);
+    w->device = staged_device(c->isa, c->n_threads ? c->n_threads : 1, c->act);
+    assert_non_null(w->device);
     w->op = device_ops(w->device);
+    bool tensor = staged_cuda && (c->E == 64 || c->E == 80 || c->E == 96 || c->E == 128);
+    w->weight_rounding = !tensor || c->kv == DTYPE_F32 ? 0 : c->kv == DTYPE_BF16 ? 0x1p-8 : 0x1p-11;
 
     size_t slots = (size_t)m->n_slots, rows = WORLD_MAX_ROWS, E = (size_t)m->E, Hr = (size_t)m->Hr;
     w->pool = zeroed((size_t)m->n_blocks * m->block_bytes);
@@ -100,6 +102,7 @@ void world_open(struct world *w, const struct world_config *c)
     w->n_tokens = zeroed(slots * sizeof(int));
     w->first_decode = zeroed(slots * sizeof(int));
     w->out_cache = zeroed(slots * (size_t)m->C * Hr * E * sizeof(double));
+    w->bound_cache = zeroed(slots * (size_t)m->C * Hr * E * sizeof(double));
     w->lse_cache = zeroed(slots * (size_t)m->C * Hr * sizeof(double));
     size_t marks = slots * (size_t)(m->C / m->P * m->Kr);
     w->last_loaded = zeroed(marks * sizeof(int32_t));
@@ -133,11 +136,30 @@ void world_open(struct world *w, const struct world_config *c)
 void world_close(struct world *w)
 {
     device_close(w->device);
-    void *all[] = {
-        w->pool,     w->pool_before,  w->slots,      w->slots_before, w->block_table, w->counters,
-        w->n_tokens, w->first_decode, w->out_cache,  w->lse_cache,    w->last_loaded, w->expected_counters,
-        w->q_norm,   w->k_norm,       w->qkv,        w->rope,         w->q,           w->out,
-        w->pages,    w->count,        w->out_before, w->part,         w->scratch};
+    void *all[] = {w->pool,
+                   w->pool_before,
+                   w->slots,
+                   w->slots_before,
+                   w->block_table,
+                   w->counters,
+                   w->n_tokens,
+                   w->first_decode,
+                   w->out_cache,
+                   w->bound_cache,
+                   w->lse_cache,
+                   w->last_loaded,
+                   w->expected_counters,
+                   w->q_norm,
+                   w->k_norm,
+                   w->qkv,
+                   w->rope,
+                   w->q,
+                   w->out,
+                   w->pages,
+                   w->count,
+                   w->out_before,
+                   w->part,
+                   w->scratch};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
 }
 
@@ -218,6 +240,13 @@ static void save(struct world *w)
     memcpy(w->slots_before, w->slots, (size_t)m->n_slots * m->slot_bytes);
 }
 
+static void round_queries(struct world *w)
+{
+    for (int i = 0; i < w->b.n_rows * w->m.Qr * w->m.E; i++)
+        w->q[i] = w->m.kv == DTYPE_BF16 ? dtype_f32_from_bf16(dtype_bf16_from_f32(w->q[i]))
+                                        : dtype_f32_from_f16(dtype_f16_from_f32(w->q[i]));
+}
+
 void world_run(struct world *w, bool check)
 {
     const struct dims *m = &w->m;
@@ -235,6 +264,7 @@ void world_run(struct world *w, bool check)
     if (check) save(w);
     op->rope_store(w->device, w->q, w->qkv, w->rope, w->q_norm, w->k_norm, &w->kv, &w->b, m);
     if (check) expect_rope_store(w);
+    if (w->weight_rounding > 0) round_queries(w);
     if (check) save(w);
     op->select(w->device, w->pages, w->count, w->q, &w->kv, &w->b, w->scratch, m);
     if (check) expect_select(w);
@@ -242,8 +272,8 @@ void world_run(struct world *w, bool check)
     if (check) expect_untouched(w, true);
     op->merge(w->device, w->out, w->part, &w->kv, w->pages, w->count, w->counters, &w->b, m);
     if (check) expect_merge(w);
-    op->attend_prompt(w->device, w->out, w->q, &w->kv, &w->b, m);
-    if (check) expect_attend_prompt(w);
+    if (!w->c.no_prompt) op->attend_prompt(w->device, w->out, w->q, &w->kv, &w->b, m);
+    if (check && !w->c.no_prompt) expect_attend_prompt(w);
 
     const unsigned char *ends[] = {(unsigned char *)w->q + q_bytes, (unsigned char *)(w->pages + list),
                                    (unsigned char *)(w->count + heads),
@@ -289,8 +319,8 @@ const int32_t *world_pages(const struct world *w, int span, int kv_head, int *n)
     return w->pages + (size_t)(span * w->m.Kr + kv_head) * (size_t)(w->m.C / w->m.P);
 }
 
-double world_attend(const struct world *w, double *o, const float *q, int slot, int kv_head, const bool *seen,
-                    int n)
+double world_attend(const struct world *w, double *o, double *bound, const float *q, int slot, int kv_head,
+                    const bool *seen, int n)
 {
     double m = -INFINITY, l = 0, *s = zeroed((size_t)n * sizeof(double));
     for (int t = 0; t < n; t++) {
@@ -300,13 +330,21 @@ double world_attend(const struct world *w, double *o, const float *q, int slot, 
         m = fmax(m, s[t]);
     }
     for (int e = 0; e < w->m.E; e++) o[e] = 0;
+    for (int e = 0; e < w->m.E && bound; e++) bound[e] = 0;
     for (int t = 0; t < n; t++) {
         if (!seen[t]) continue;
         double p = exp(s[t] - m);
         l += p;
-        for (int e = 0; e < w->m.E; e++) o[e] += p * world_value(w, slot, t, kv_head, e);
+        for (int e = 0; e < w->m.E; e++) {
+            double v = world_value(w, slot, t, kv_head, e);
+            o[e] += p * v;
+            if (bound) bound[e] += p * fabs(v);
+        }
     }
-    for (int e = 0; e < w->m.E && l > 0; e++) o[e] /= l;
+    for (int e = 0; e < w->m.E && l > 0; e++) {
+        o[e] /= l;
+        if (bound) bound[e] /= l;
+    }
     free(s);
     return m + log(l);
 }

@@ -5,7 +5,10 @@
  * memory that the op must not touch (other slots, unwritten slots full of NaN, space behind every output) is
  * compared with a copy. The reference keeps its own state (last_loaded, output cache) from step to step; keys
  * and values it reads back from the cache after having compared them with what should have been stored. The
- * page list it takes from select() after having checked it. */
+ * page list it takes from select() after having checked it.
+ *
+ * On the CUDA device queries are rounded to the cache's type before they are attended with, since tensor
+ * cores take them so; what the rounding of weights may do to an output is bounded by the values it weighs. */
 #ifndef RETRO_TESTS_ATTENTION_WORLD_H
 #define RETRO_TESTS_ATTENTION_WORLD_H
 
@@ -21,6 +24,7 @@ struct world_config {
     bool fixed_rows;         /* a position's q, k, v are the same in every step */
     bool stale;              /* unwritten slots hold large finite numbers instead of NaN */
     bool unowned;            /* replicated kv heads: another rank counts */
+    bool no_prompt;          /* leave attend_prompt out: for long contexts */
     float key_scale;         /* 0: 1 */
     enum summary_type codes; /* SUMMARY_Q8 or Q4; else summaries are of the keys' type */
     uint64_t seed;
@@ -40,10 +44,12 @@ struct world {
     float *q_norm, *k_norm;
     uint64_t random;
     int step;
+    double weight_rounding; /* of attention weights, relative: tensor cores take them in the cache's type */
 
     /* The sequences. */
     int *n_tokens, *first_decode;  /* (n_slots) */
     double *out_cache, *lse_cache; /* (n_slots, C, Hr, E), (n_slots, C, Hr): by position, never dropped */
+    double *bound_cache;           /* of out_cache: weighted magnitudes of the values */
     int32_t *last_loaded;          /* (n_slots, C/P, Kr) */
     int64_t *expected_counters;
 
@@ -77,9 +83,10 @@ int world_rows_of(const struct world *w, int slot);
 double world_out(const struct world *w, int row, int i);
 double world_key(const struct world *w, int slot, int position, int kv_head, int e);
 double world_value(const struct world *w, int slot, int position, int kv_head, int e);
-/* Attention of q (E) f32 over positions with seen[t], t < n: o (E), returns lse. */
-double world_attend(const struct world *w, double *o, const float *q, int slot, int kv_head, const bool *seen,
-                    int n);
+/* Attention of q (E) f32 over positions with seen[t], t < n: o (E), returns lse. bound (E), or NULL: the same
+ * over the values' magnitudes. */
+double world_attend(const struct world *w, double *o, double *bound, const float *q, int slot, int kv_head,
+                    const bool *seen, int n);
 const int32_t *world_pages(const struct world *w, int span, int kv_head, int *n);
 
 #endif

@@ -1,8 +1,9 @@
-/* test_cpu_attention.c - the attention ops of the CPU device against the reference of attention_world.h, for
- * every instruction set that this machine runs, and the properties that hold to the bit.
+/* test_attention.c - the attention ops against the reference of attention_world.h, for every instruction set
+ * that this machine runs or on the CUDA device, and the properties that hold to the bit.
  *
- *   test_cpu_attention            all tests
- *   test_cpu_attention --bench    GB/s of attend and select beside a streaming read (attention_bench.c) */
+ *   test_attention [--device cuda]    all tests
+ *   test_attention --bench            GB/s of the CPU's attend and select beside a streaming read
+ *                                     (attention_bench.c) */
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -14,9 +15,23 @@
 
 #include "attention_bench.h"
 #include "attention_world.h"
+#include "staged.h"
 
 /* Odd shapes: uneven heads, replicated kv heads (Hr < Qr), heads that split a group, every page size. */
 static const struct world_config shapes[] = {
+    {.E = 64,
+     .G = 4,
+     .Kr = 2,
+     .Hr = 2,
+     .head_off = 1,
+     .P = 8,
+     .B = 64,
+     .W = 4,
+     .C = 512,
+     .n_slots = 3,
+     .kv = DTYPE_BF16,
+     .unowned = true,
+     .stale = true},
     {.E = 64, .G = 3, .Kr = 2, .P = 16, .B = 64, .W = 4, .C = 512, .n_slots = 3, .kv = DTYPE_F32},
     {.E = 2,
      .G = 1,
@@ -68,19 +83,6 @@ static const struct world_config shapes[] = {
      .n_slots = 2,
      .kv = DTYPE_BF16,
      .norms = true},
-    {.E = 64,
-     .G = 4,
-     .Kr = 2,
-     .Hr = 2,
-     .head_off = 1,
-     .P = 8,
-     .B = 64,
-     .W = 4,
-     .C = 512,
-     .n_slots = 3,
-     .kv = DTYPE_BF16,
-     .unowned = true,
-     .stale = true},
     {.E = 64,
      .G = 4,
      .Kr = 2,
@@ -192,12 +194,46 @@ static const struct world_config shapes[] = {
      .kv = DTYPE_BF16,
      .codes = SUMMARY_Q8,
      .sliding_window = 100},
+    /* More queries than a tile of 64, and as many. */
+    {.E = 64, .G = 9, .Kr = 1, .P = 32, .B = 32, .W = 8, .C = 256, .n_slots = 2, .kv = DTYPE_BF16},
+    {.E = 128,
+     .G = 16,
+     .Kr = 1,
+     .P = 16,
+     .B = 64,
+     .W = 9,
+     .C = 256,
+     .n_slots = 2,
+     .kv = DTYPE_F16,
+     .act = DTYPE_F16,
+     .sliding_window = 70},
+    {.E = 80,
+     .G = 4,
+     .Kr = 1,
+     .P = 4,
+     .B = 8,
+     .W = 16,
+     .C = 256,
+     .n_slots = 2,
+     .kv = DTYPE_BF16,
+     .act = DTYPE_BF16},
+    {.E = 96,
+     .G = 1,
+     .Kr = 2,
+     .P = 8,
+     .B = 64,
+     .W = 1,
+     .C = 256,
+     .n_slots = 2,
+     .kv = DTYPE_F16,
+     .norms = true},
 };
 enum { N_SHAPES = sizeof shapes / sizeof *shapes };
 
 static bool runs(enum cpu_isa isa)
 {
     struct device *d;
+    if (staged_cuda) return isa == CPU_ISA_PORTABLE;
     struct device_options o = {.n_threads = 1, .isa = isa};
     struct reason why;
     if (device_open(&d, DEVICE_CPU, &o, &why) != STATUS_OK) return false;
@@ -246,14 +282,16 @@ static void random_step(struct world *w)
 static void check_steps(enum cpu_isa isa)
 {
     if (!runs(isa)) skip();
+    int steps = staged_cuda ? 16 : 40; /* the emulator takes its time */
     for (int i = 0; i < N_SHAPES; i++) {
         struct world w;
         struct world_config c = shapes[i];
+        if (staged_cuda && c.codes) continue; /* not there */
         c.isa = isa;
         c.seed = (uint64_t)i + 1;
         c.n_threads = 1 + i % 3;
         world_open(&w, &c);
-        for (int step = 0; step < 40; step++) random_step(&w);
+        for (int step = 0; step < steps; step++) random_step(&w);
         world_close(&w);
     }
 }
@@ -294,6 +332,31 @@ static void test_first_token(void **state)
     world_close(&w);
 }
 
+/* A context of n tokens whose prompt nobody attends to. */
+static void open_long(struct world *w, struct world_config c, int n)
+{
+    c.n_slots = 1;
+    c.n_threads = 2;
+    c.seed = 5;
+    c.no_prompt = true;
+    world_open(w, &c);
+    while (w->n_tokens[0] < n) {
+        world_begin(w);
+        world_add_prompt(w, 0, n - w->n_tokens[0] < WORLD_MAX_ROWS ? n - w->n_tokens[0] : WORLD_MAX_ROWS);
+        world_run(w, false);
+    }
+}
+
+static void decode_long(struct world *w, int n_select, enum score_group group)
+{
+    struct decode_span how = {
+        .n_select = {n_select}, .n_sink = 1, .alpha = 0.2f, .keep = w->m.W > 1, .group = group};
+    int rows = world_rows_of(w, 0);
+    world_begin(w);
+    world_add_decode(w, 0, rows < 2 ? rows : 2, &how);
+    world_run(w, true);
+}
+
 /* Several splits of every size, thousands of tokens. */
 static void test_long_context(void **state)
 {
@@ -301,36 +364,27 @@ static void test_long_context(void **state)
     static const enum dtype types[] = {DTYPE_F32, DTYPE_BF16};
     for (int i = 0; i < 2; i++) {
         struct world w;
-        struct world_config c = {.E = 32,
-                                 .G = 2,
-                                 .Kr = 1,
-                                 .P = 4 << 2 * i,
-                                 .B = 64,
-                                 .W = 2,
-                                 .C = 11008,
-                                 .n_slots = 1,
-                                 .kv = types[i],
-                                 .n_threads = 2,
-                                 .seed = 5};
-        world_open(&w, &c);
-        while (w.n_tokens[0] < 10500) {
-            world_begin(&w);
-            world_add_prompt(&w, 0, 500);
-            world_run(&w, false);
-        }
+        struct world_config c = {
+            .E = 32 + 32 * i, .G = 2, .Kr = 1, .P = 4 << 2 * i, .B = 64, .W = 2, .C = 11008, .kv = types[i]};
+        open_long(&w, c, 10500);
         static const int selected[] = {0, 3, 150, 0, 1000};
-        for (int step = 0; step < 5; step++) {
-            struct decode_span how = {.n_select = {selected[step]},
-                                      .n_sink = 1,
-                                      .alpha = 0.2f,
-                                      .keep = 1,
-                                      .group = SCORE_GROUP_SOFTMAX};
-            world_begin(&w);
-            world_add_decode(&w, 0, step ? 2 : 1, &how);
-            world_run(&w, true);
-        }
+        for (int step = 0; step < 5; step++) decode_long(&w, selected[step], SCORE_GROUP_SOFTMAX);
         world_close(&w);
     }
+}
+
+/* More pages than any scratch holds at once. */
+static void test_many_pages(void **state)
+{
+    (void)state;
+    struct world w;
+    struct world_config c = {.E = 2, .G = 2, .Kr = 1, .P = 4, .B = 64, .W = 1, .C = 84032, .kv = DTYPE_BF16};
+    open_long(&w, c, 83900);
+    static const int selected[] = {1, 4099, 19000};
+    for (int i = 0; i < 3; i++)
+        for (enum score_group group = 0; group < SCORE_GROUP_COUNT; group++)
+            decode_long(&w, selected[i], group);
+    world_close(&w);
 }
 
 /* A row's output after its window has passed is attention over the union of the pages that its steps loaded.
@@ -377,7 +431,7 @@ static void test_union(void **state)
             double o[16];
             int g = h / w.m.G;
             for (int t = 0; t <= r; t++) seen[t] = loaded[(r * Kr + g) * n_pages + t / w.m.P];
-            world_attend(&w, o, w.q + h * w.m.E, 0, g, seen, r + 1);
+            world_attend(&w, o, NULL, w.q + h * w.m.E, 0, g, seen, r + 1);
             for (int e = 0; e < w.m.E; e++) assert_float_equal(world_out(&w, 0, h * w.m.E + e), o[e], 3e-5);
         }
     }
@@ -444,6 +498,7 @@ static void check_bits(enum cpu_isa isa)
     if (!runs(isa)) skip();
     for (int i = 0; i < N_SHAPES; i++) {
         struct world_config c = shapes[i];
+        if (staged_cuda && c.codes) continue; /* not there */
         if (c.act != DTYPE_F32) c.act = DTYPE_F32;
         if (c.C < 256 || c.n_slots < 2) continue;
         c.isa = isa;
@@ -454,7 +509,7 @@ static void check_bits(enum cpu_isa isa)
         struct decode_span all = retro, dense = {.dense_layers = 1, .keep = 0};
         all.n_select[0] = all.n_select[1] = 100000;
         struct trace base = play(c, 64, c.W, &retro, false), other;
-        for (int threads = 2; threads <= 3; threads++) {
+        for (int threads = 2; threads <= staged_threads(); threads++) {
             c.n_threads = threads;
             other = play(c, 64, c.W, &retro, false);
             assert_int_equal(base.n, other.n);
@@ -498,6 +553,7 @@ static void test_rows_alone(void **state)
     for (int i = 0; i < N_SHAPES; i++) {
         struct world a, b;
         struct world_config c = shapes[i];
+        if (staged_cuda && c.codes) continue; /* not there */
         c.fixed_rows = true;
         c.seed = 21;
         if (c.W < 3) continue;
@@ -568,6 +624,7 @@ static void test_ties(void **state)
 
 int main(int argc, char **argv)
 {
+    staged_arguments(&argc, argv);
     if (argc > 1 && !strcmp(argv[1], "--bench")) return attention_bench(argc - 2, argv + 2);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_steps_portable), cmocka_unit_test(test_steps_avx2),
@@ -575,7 +632,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_union),          cmocka_unit_test(test_rows_alone),
         cmocka_unit_test(test_ties),           cmocka_unit_test(test_bits_portable),
         cmocka_unit_test(test_bits_avx2),      cmocka_unit_test(test_bits_avx512),
-        cmocka_unit_test(test_long_context),
+        cmocka_unit_test(test_long_context),   cmocka_unit_test(test_many_pages),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,6 +1,7 @@
-/* test_cpu_ops.c - the CPU ops that are neither products nor attention, each against its formula in double:
- * memory, embed, rope_table, add_norm, gather_norm, silu_mul, argmax, top_k, convert. */
+/* test_ops.c - the ops that are neither products nor attention, each against its formula in double, on the
+ * device of --device: memory, embed, rope_table, add_norm, gather_norm, silu_mul, argmax, top_k, convert. */
 #include "tests/kernels/guard.h"
+#include "tests/kernels/staged.h"
 
 static const int sizes[] = {1, 2, 3, 7, 8, 16, 31, 64, 65, 512, 4099};
 enum { SIZES = 11, ISAS = 3 };
@@ -19,6 +20,7 @@ static float *random_floats(size_t n, uint64_t seed, float scale)
 static void memory_is_zero_aligned_and_moved(void **state)
 {
     (void)state;
+    if (staged_cuda) skip(); /* cuda_device.c */
     struct device *d = cpu_device(CPU_ISA_AUTO, 1, DTYPE_F32);
     const struct ops *ops = device_ops(d);
     static const size_t bytes[] = {0, 1, 255, 4096, 4097, (2 << 20) - 1, 2 << 20, (2 << 20) + 1, 5000000};
@@ -57,10 +59,10 @@ static void embed_gathers_this_ranks_rows(void **state)
     static const int32_t token[] = {1000, 1066, 999, 1067,      1031,      1032,
                                     0,    1001, -1,  INT32_MAX, INT32_MIN, 1065};
     enum { T = sizeof token / sizeof *token };
-    for (int threads = 1; threads <= 3; threads++)
+    for (int threads = 1; threads <= staged_threads(); threads++)
         for (enum dtype t = 0; t < DTYPE_COUNT; t++)
             for (int i = 0; i < SIZES; i++) {
-                struct device *d = cpu_device(CPU_ISA_AUTO, threads, DTYPE_F32);
+                struct device *d = staged_device(CPU_ISA_AUTO, threads, DTYPE_F32);
                 const struct ops *ops = device_ops(d);
                 struct dims m = {.D = sizes[i], .Vr = V, .vocab_first = FIRST};
                 struct batch b = {.n_rows = T, .token = token};
@@ -90,7 +92,7 @@ static void rope_table_rounds_the_angle_to_f32(void **state)
     (void)state;
     static const int32_t position[] = {0, 1, 2, 63, 4095, 131071, 1 << 20};
     enum { T = sizeof position / sizeof *position };
-    struct device *d = cpu_device(CPU_ISA_AUTO, 2, DTYPE_F32);
+    struct device *d = staged_device(CPU_ISA_AUTO, 2, DTYPE_F32);
     for (int E = 2; E <= 130; E += 32) {
         struct dims m = {.E = E};
         struct batch b = {.n_rows = T, .position = position};
@@ -185,13 +187,14 @@ static void norms_are_right(void **state)
 {
     (void)state;
     static const int rows[] = {1, 3, 7, 65};
-    for (int threads = 1; threads <= 3; threads++) {
-        struct device *d = cpu_device(CPU_ISA_AUTO, threads, DTYPE_F32);
-        for (int i = 0; i < SIZES; i++)
-            for (int r = 0; r < 4; r++)
-                for (enum dtype act = 0; act < DTYPE_COUNT; act++)
+    for (int threads = 1; threads <= staged_threads(); threads++) {
+        for (enum dtype act = 0; act < DTYPE_COUNT; act++) {
+            struct device *d = staged_device(CPU_ISA_AUTO, threads, act);
+            for (int i = 0; i < SIZES; i++)
+                for (int r = 0; r < 4; r++)
                     for (int delta = 0; delta < 2; delta++) check_norms(d, sizes[i], rows[r], act, delta);
-        device_close(d);
+            device_close(d);
+        }
     }
 }
 
@@ -216,11 +219,11 @@ static void silu_is_right(void **state)
     (void)state;
     static const int rows[] = {1, 3, 7, 31};
     for (int k = 0; k < ISAS; k++)
-        for (int threads = 1; threads <= 3; threads++) {
-            struct device *d = cpu_device(isas[k], threads, DTYPE_F32);
-            if (!d) break;
-            for (int i = 0; i < SIZES * 4; i++)
-                for (enum dtype act = 0; act < DTYPE_COUNT; act++) {
+        for (int threads = 1; threads <= staged_threads(); threads++) {
+            for (enum dtype act = 0; act < DTYPE_COUNT; act++) {
+                struct device *d = staged_device(isas[k], threads, act);
+                if (!d) break;
+                for (int i = 0; i < SIZES * 4; i++) {
                     struct dims m = {.Fr = sizes[i / 4], .act = act};
                     int T = rows[i % 4];
                     size_t n = (size_t)T * (size_t)m.Fr;
@@ -238,7 +241,8 @@ static void silu_is_right(void **state)
                     guard_close(&g1);
                     free(gate_up);
                 }
-            device_close(d);
+                device_close(d);
+            }
         }
 }
 
@@ -251,7 +255,7 @@ static void silu_extremes(void **state)
                                  NAN, 1e-30f, -1e-30f, 0x1p-149f, -1,   1,    17,    -17};
     enum { N = sizeof gate / sizeof *gate };
     for (int k = 0; k < ISAS; k++) {
-        struct device *d = cpu_device(isas[k], 1, DTYPE_F32);
+        struct device *d = staged_device(isas[k], 1, DTYPE_F32);
         if (!d) continue;
         struct dims m = {.Fr = N};
         float gate_up[2 * N], out[N];
@@ -270,7 +274,7 @@ static void silu_extremes(void **state)
 static void argmax_prefers_the_lower_index(void **state)
 {
     (void)state;
-    struct device *d = cpu_device(CPU_ISA_AUTO, 2, DTYPE_F32);
+    struct device *d = staged_device(CPU_ISA_AUTO, 2, DTYPE_F32);
     for (int i = 0; i < SIZES; i++) {
         enum { ROWS = 9 };
         int V = sizes[i];
@@ -319,7 +323,7 @@ static bool better(const float *x, int a, int b)
 static void top_k_is_a_sorted_prefix(void **state)
 {
     (void)state;
-    struct device *d = cpu_device(CPU_ISA_AUTO, 2, DTYPE_F32);
+    struct device *d = staged_device(CPU_ISA_AUTO, 2, DTYPE_F32);
     static const int widths[] = {1, 3, 7, 31, 63, 64, 65, 80, 512, 4099};
     for (size_t w = 0; w < sizeof widths / sizeof *widths; w++) {
         enum { ROWS = 9 };
@@ -363,7 +367,7 @@ static void top_k_is_a_sorted_prefix(void **state)
 static void convert_rounds_once(void **state)
 {
     (void)state;
-    struct device *d = cpu_device(CPU_ISA_AUTO, 3, DTYPE_F32);
+    struct device *d = staged_device(CPU_ISA_AUTO, 3, DTYPE_F32);
     static const size_t counts[] = {0, 1, 3, 7, 31, 65, 4099, 16384, 16385, 70001};
     for (size_t c = 0; c < sizeof counts / sizeof *counts; c++)
         for (enum dtype t = DTYPE_F16; t <= DTYPE_BF16; t++) {
@@ -391,6 +395,7 @@ static void convert_rounds_once(void **state)
 static void description_names_what_runs(void **state)
 {
     (void)state;
+    if (staged_cuda) skip();
     struct device *d = cpu_device(CPU_ISA_PORTABLE, 2, DTYPE_F32);
     assert_string_equal(device_describe(d), "portable, 2 threads");
     device_close(d);
@@ -399,8 +404,9 @@ static void description_names_what_runs(void **state)
     device_close(d);
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
+    staged_arguments(&argc, argv);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(memory_is_zero_aligned_and_moved),
         cmocka_unit_test(embed_gathers_this_ranks_rows),
