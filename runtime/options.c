@@ -416,10 +416,9 @@ enum status options_policy(const struct options *o, struct policy *p, struct rea
         return status_fail(
             why, STATUS_BAD_OPTION,
             "--score-alpha 1: codes of --summary bound no score; give --summary keys or a smaller alpha");
-    if (o->device == DEVICE_CUDA && (options_summary(o) >= SUMMARY_Q8 || o->policy == POLICY_STREAMING))
+    if (o->device == DEVICE_CUDA && options_summary(o) >= SUMMARY_Q8)
         return status_fail(why, STATUS_BAD_OPTION,
-                           "--device cuda: has no page summaries in codes and no --policy streaming; "
-                           "give --summary keys and another policy");
+                           "--device cuda: has no page summaries in codes; give --summary keys");
     *p = (struct policy){
         .kind = (enum policy_kind)o->policy,
         .window = o->policy == POLICY_RETRO ? o->window : 1,

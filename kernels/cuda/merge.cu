@@ -163,7 +163,7 @@ static __device__ __forceinline__ void close_pages(const struct merge &a, const 
     struct candidates c = candidates_of(s, kv, m);
     if (counted) add_counter(counter + COUNTER_PAGES_LOADED, n);
     add_counter(counter + COUNTER_TOKENS_DENSE, s.position - lo + 1);
-    if (!c.all) add_counter(counter + COUNTER_SUMMARIES_READ, c.n);
+    if (!c.all && s.group != SCORE_GROUP_RECENT) add_counter(counter + COUNTER_SUMMARIES_READ, c.n);
 }
 
 static __global__ void __launch_bounds__(THREADS)

@@ -6,7 +6,8 @@
  *
  * The group's scores become one per page: max, mean, or softmax over the candidate pages per head, then the
  * mean over heads. The page of the new position and the first n_sink pages are chosen whatever they score,
- * then the best others until n_select are chosen; equal scores prefer the lower page. Three launches:
+ * then the best others until n_select are chosen; equal scores prefer the lower page. With SCORE_GROUP_RECENT
+ * the last ones are, and nothing is scored. Three launches:
  *
  *   score    a block is SCORE_PAGES candidates of one kv head of one span. A page's summary is read once, in
  *            16-byte pieces, for all heads of the group; q' lies in shared memory. With `max` and `mean` it
@@ -65,6 +66,12 @@ static __device__ __forceinline__ uint32_t ordered(float x)
     if (x != x) return 1;
     uint32_t bits = __float_as_uint(x + 0.0f);
     return bits >> 31 ? ~bits : bits | 0x80000000u;
+}
+
+/* Whether anything is scored. */
+static __device__ __forceinline__ bool scored(const struct candidates &c, const struct decode_span &s)
+{
+    return !c.all && s.group != SCORE_GROUP_RECENT;
 }
 
 static __device__ __forceinline__ bool forced(int page, const struct decode_span &s, const struct dims &m)
@@ -183,7 +190,7 @@ static __global__ void __launch_bounds__(SCORE_THREADS, LANES ? 4 : 2)
     if (sp.n_rows <= 0) return;
     struct candidates c = candidates_of(sp, kv, m);
     int n = min(c.n - from, (int)SCORE_PAGES);
-    if (c.all || n <= 0) return;
+    if (!scored(c, sp) || n <= 0) return;
     size_t row = (size_t)(sp.row0 + sp.n_rows - 1);
     bound_queries(w, q + (row * (size_t)m.Qr + (size_t)(kv_head * m.G)) * (size_t)m.E, sp.alpha, m);
     if ((int)threadIdx.x < n)
@@ -335,14 +342,20 @@ static __global__ void __launch_bounds__(CHOOSE_THREADS)
         if (threadIdx.x == 0) count[head] = c.n;
         return;
     }
+    int last = c.first + c.n - 1, sinks = max(min(s.n_sink, last + 1) - c.first, 0);
+    int n = max(c.n_select, sinks + (last >= s.n_sink)), equal; /* never fewer than are forced */
+    if (s.group == SCORE_GROUP_RECENT) {
+        for (int j = threadIdx.x; j < n; j += CHOOSE_THREADS)
+            list[j] = j < sinks ? c.first + j : last - (n - 1 - j);
+        if (threadIdx.x == 0) count[head] = n;
+        return;
+    }
     const uint32_t *key = from.key + (size_t)head * (size_t)from.n_pages;
     if (c.n <= room) {
         for (int j = threadIdx.x; j < c.n; j += CHOOSE_THREADS) held[j] = key[j];
         key = held;
         __syncthreads(); /* keys are there */
     }
-    int last = c.first + c.n - 1, sinks = max(min(s.n_sink, last + 1) - c.first, 0);
-    int n = max(c.n_select, sinks + (last >= s.n_sink)), equal; /* never fewer than are forced */
     uint32_t limit = nth_largest(key, c.n, n, &equal);
     int taken = 0, equal_seen = 0;
     for (int base = 0; base < c.n && taken < n; base += CHOOSE_THREADS) {
@@ -365,6 +378,7 @@ extern "C" void cuda_select(struct device *d, int32_t *pages, int32_t *count, co
                             const struct dims *m)
 {
     ASSERT(m->E <= ATTENTION_MAX_E && m->G <= ATTENTION_MAX_G && b->n_decode <= m->max_spans);
+    ASSERT(!summary_has_codes(m));
     if (b->n_decode == 0) return;
     cudaStream_t stream = cuda_of(d)->stream;
     struct scratch s = scratch_of(scratch, m);
