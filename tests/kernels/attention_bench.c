@@ -4,7 +4,8 @@
  * The cache has as many layers as make it larger than any processor cache (400 MB, or the third argument),
  * filled with random keys and values; one round runs an op once for each layer, as a decode step does. GB/s
  * count the bytes of keys and values (attend) or page summaries (select) that the op must read; the streaming
- * read sums the same memory with the same threads. Medians. */
+ * read reads the same memory with the same device. Medians. With --device cuda everything but the fill runs
+ * on the GPU, and a round's time includes its launches. */
 #include "attention_bench.h"
 
 #include <math.h>
@@ -12,10 +13,10 @@
 #include <stdlib.h>
 #include <time.h>
 
-#include "kernels/cpu/cpu.h"
 #include "runtime/base/die.h"
+#include "staged.h"
 
-enum { ROUNDS = 9, MAX_STREAM_TASKS = 64 };
+enum { ROUNDS = 9 };
 
 static double cache_bytes = 4e8;
 
@@ -30,6 +31,7 @@ struct bench {
     const struct ops *op;
     char *pool, *slots;
     size_t pool_bytes;
+    char *image; /* the slot's record in host memory */
     float *q, *out;
     int32_t *table, *pages, *count;
     int64_t *counters;
@@ -37,7 +39,8 @@ struct bench {
     struct decode_span span;
     struct prompt_span prompt;
     struct batch b;
-    uint64_t sum[MAX_STREAM_TASKS];
+    struct decode_span *on_device; /* span, then prompt, where the device reads them */
+    struct prompt_span *prompt_on_device;
 };
 
 static double now(void)
@@ -59,18 +62,6 @@ static struct kv_layer layer(const struct bench *k, int l)
                              k->slots + (size_t)l * k->m.slot_layer_bytes, l, 0};
 }
 
-static void stream_task(void *arg, int task, int thread)
-{
-    struct bench *k = arg;
-    (void)thread;
-    size_t words = k->pool_bytes / MAX_STREAM_TASKS / 8;
-    const uint64_t *p = (const uint64_t *)(const void *)k->pool + (size_t)task * words;
-    uint64_t s[8] = {0};
-    for (size_t i = 0; i + 8 <= words; i += 8)
-        for (int j = 0; j < 8; j++) s[j] += p[i + (size_t)j];
-    for (int j = 0; j < 8; j++) k->sum[task] += s[j];
-}
-
 enum what { STREAM, SELECT, ATTEND, MERGE, PROMPT };
 
 static double seconds(struct bench *k, enum what what)
@@ -78,7 +69,7 @@ static double seconds(struct bench *k, enum what what)
     double t[ROUNDS];
     for (int i = 0; i < (what == PROMPT ? 3 : ROUNDS); i++) {
         double start = now();
-        if (what == STREAM) cpu_parallel(k->device, stream_task, k, MAX_STREAM_TASKS);
+        if (what == STREAM) k->op->read_bytes(k->device, k->pool, k->pool_bytes);
         for (int l = 0; l < k->m.L && what != STREAM; l++) {
             struct kv_layer kv = layer(k, l);
             if (what == SELECT)
@@ -89,6 +80,7 @@ static double seconds(struct bench *k, enum what what)
                 k->op->merge(k->device, k->out, k->part, &kv, k->pages, k->count, k->counters, &k->b, &k->m);
             if (what == PROMPT) k->op->attend_prompt(k->device, k->out, k->q, &kv, &k->b, &k->m);
         }
+        k->op->sync(k->device);
         t[i] = now() - start;
     }
     qsort(t, what == PROMPT ? 3 : ROUNDS, sizeof *t, by_size);
@@ -134,8 +126,8 @@ static void open_bench(struct bench *k, const struct shape *s, int context, int 
     kernels_layout(m);
     struct device_options o = {.n_threads = threads, .isa = isa};
     struct reason why;
-    if (device_open(&k->device, DEVICE_CPU, &o, &why) != STATUS_OK)
-        DIE(EXIT_CODE_OPTION, NULL, "no such CPU device");
+    if (device_open(&k->device, staged_cuda ? DEVICE_CUDA : DEVICE_CPU, &o, &why) != STATUS_OK)
+        DIE(EXIT_CODE_OPTION, NULL, "%s", why.text);
     k->op = device_ops(k->device);
     k->pool_bytes = (size_t)m->n_blocks * m->block_bytes;
     k->pool = memory(k, k->pool_bytes);
@@ -148,21 +140,36 @@ static void open_bench(struct bench *k, const struct shape *s, int context, int 
     k->counters = memory(k, COUNTER_COUNT * sizeof(int64_t));
     k->part = memory(k, k->op->attend_part_bytes(k->device, m));
     k->scratch = memory(k, k->op->select_scratch_bytes(k->device, m));
+    k->on_device = memory(k, sizeof k->span);
+    k->prompt_on_device = memory(k, sizeof k->prompt);
+    k->image = calloc(1, m->slot_bytes);
+    uint16_t *pool = calloc(1, k->pool_bytes);
+    size_t n_q = 512 * (size_t)(m->Qr * m->E);
+    float *q = calloc(n_q, sizeof *q);
+    int32_t *table = calloc((size_t)m->n_blocks, sizeof *table);
+    ASSERT(k->image && pool && q && table);
     uint32_t x = 1;
     for (size_t i = 0; i < k->pool_bytes / 2; i++) {
         x = x * 1664525 + 1013904223;
-        ((uint16_t *)(void *)k->pool)[i] = dtype_bf16_from_f32((float)(int32_t)x * 0x1p-31f);
+        pool[i] = dtype_bf16_from_f32((float)(int32_t)x * 0x1p-31f);
     }
-    for (int i = 0; i < 512 * m->Qr * m->E; i++)
-        k->q[i] = (float)(int32_t)(x = x * 1664525 + 1013904223) * 0x1p-31f;
-    for (int i = 0; i < m->n_blocks; i++) k->table[i] = m->n_blocks - 1 - i;
+    for (size_t i = 0; i < n_q; i++) q[i] = (float)(int32_t)(x = x * 1664525 + 1013904223) * 0x1p-31f;
+    for (int i = 0; i < m->n_blocks; i++) table[i] = m->n_blocks - 1 - i;
+    k->op->upload(k->device, k->pool, pool, k->pool_bytes);
+    k->op->upload(k->device, k->q, q, n_q * sizeof *q);
+    k->op->upload(k->device, k->table, table, (size_t)m->n_blocks * sizeof *table);
+    k->op->sync(k->device);
+    free(pool);
+    free(q);
+    free(table);
     k->b = (struct batch){.n_rows = 1,
                           .n_decode = 1,
                           .n_decode_rows = 1,
                           .block_table = k->table,
-                          .decode = &k->span,
+                          .max_position = context - 1,
+                          .decode = k->on_device,
                           .host_decode = &k->span,
-                          .prompt = &k->prompt,
+                          .prompt = k->prompt_on_device,
                           .host_prompt = &k->prompt};
 }
 
@@ -179,6 +186,9 @@ static void close_bench(struct bench *k)
     k->op->mem_free(k->device, k->counters, COUNTER_COUNT * sizeof(int64_t));
     k->op->mem_free(k->device, k->part, k->op->attend_part_bytes(k->device, m));
     k->op->mem_free(k->device, k->scratch, k->op->select_scratch_bytes(k->device, m));
+    k->op->mem_free(k->device, k->on_device, sizeof k->span);
+    k->op->mem_free(k->device, k->prompt_on_device, sizeof k->prompt);
+    free(k->image);
     device_close(k->device);
 }
 
@@ -191,12 +201,15 @@ static void mark_pages(struct bench *k)
     uint32_t x = 7;
     for (int l = 0; l < m->L; l++)
         for (int j = 0; j < m->Kr * (m->C / m->P); j++) {
-            struct kv_layer kv = layer(k, l);
+            struct kv_layer kv = {NULL, k->image + (size_t)l * m->slot_layer_bytes, l, 0};
             double u = (double)((x = x * 1664525 + 1013904223) >> 8) * 0x1p-24;
             int age = 1;
             while (age < 8 && u < 0.17 / (1 + 0.4 * (age - 1))) age++;
             *kv_last_loaded(&kv, m, 0, 0, j) = m->C - 1 - age;
         }
+    k->op->upload(k->device, k->slots, k->image, m->slot_bytes);
+    k->op->upload(k->device, k->on_device, &k->span, sizeof k->span);
+    k->op->sync(k->device);
 }
 
 /* One line: a span of `rows` rows that reads a share `budget` of the pages. */
@@ -232,6 +245,8 @@ static void bench_prompt(struct bench *k, int position0)
     k->b.n_prompt = 1;
     k->b.n_rows = 512;
     k->prompt = (struct prompt_span){0, 0, 512, position0};
+    k->op->upload(k->device, k->prompt_on_device, &k->prompt, sizeof k->prompt);
+    k->op->sync(k->device);
     double t = seconds(k, PROMPT), keys = 512.0 * position0 + 512.0 * 513 / 2;
     printf("  prompt of 512 rows at %5d: %8.2f ms/layer, %6.1f GFLOP/s\n", position0, t * 1e3,
            4 * keys * m->Qr * m->E / t / 1e9);

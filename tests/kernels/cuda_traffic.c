@@ -69,10 +69,6 @@ static void fill_pool(struct bench *k, char *pool)
         uint16_t *record = (uint16_t *)(void *)(pool + (size_t)i * m->block_bytes);
         for (size_t j = 0; j < (m->kv_bytes + m->summaries_bytes) / 2; j++)
             record[j] = dtype_bf16_from_f32(random_float(&seed));
-        int32_t *marks =
-            (int32_t *)(void *)(pool + (size_t)i * m->block_bytes + kv_last_loaded_offset(m, 0, 0));
-        for (int j = 0; j < m->Kr * (m->B / m->P); j++)
-            marks[j] = -1; /* every page is new to every row: the most that can move */
     }
 }
 
@@ -123,7 +119,10 @@ static void bench_open(struct bench *k, const struct shape *s)
     float *q = calloc(n_q, sizeof *q);
     uint64_t seed = 9;
     for (size_t i = 0; i < n_q; i++) q[i] = random_float(&seed);
-    k->kv = (struct kv_layer){upload(k, pool, pool_bytes), upload(k, NULL, m->slot_bytes), 0, 0};
+    char *slot = calloc(1, m->slot_bytes); /* every page is new to every row: the most that can move */
+    memset(slot + m->output_cache_bytes, 0xff, m->last_loaded_bytes);
+    k->kv = (struct kv_layer){upload(k, pool, pool_bytes), upload(k, slot, m->slot_bytes), 0, 0};
+    free(slot);
     k->q = upload(k, q, n_q * sizeof *q);
     k->b = (struct batch){.n_rows = s->rows,
                           .n_decode = 1,
