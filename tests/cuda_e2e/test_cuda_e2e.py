@@ -164,6 +164,31 @@ def test_generate(tiny, ranks):
         assert (ranks == 1) or b"NCCL" in cuda.stderr
 
 
+@pytest.mark.parametrize("ranks, room", [(1, "2048"), (2, "2048"), (1, "128")])
+def test_batch(tiny, tmp_path, ranks, room):
+    """Six requests at once, greedy and sampled, all policies: the results are those of the CPU byte for byte. With room
+    for 128 tokens most of them wait for others to end."""
+    folder, given = tiny(**SHAPES["llama3-gqa"]), tmp_path / "in.jsonl"
+    with open(given, "w", encoding="utf-8") as f:
+        for i in range(6):
+            body = {"model": "m", "prompt": list(range(3 + i, 30 + 4 * i)), "max_tokens": 8 + i, "seed": i,
+                    "temperature": 0 if i % 2 else 0.8, "top_k": 20,
+                    "attention": {"policy": ["dense", "quest", "retro"][i % 3]}}
+            line = {"custom_id": str(i), "method": "POST", "url": "/v1/completions", "body": body}
+            f.write(json.dumps(line) + "\n")
+
+    def results(device, ranks):
+        out = tmp_path / f"{device}.jsonl"
+        cli.run_ok("batch", "--model", folder, "--served-model-name", "m", "--input", given, "--output", out,
+                   "--errors", tmp_path / f"{device}.errors", "--max-context", 96, "--kv-tokens", room, "--device", device,
+                   *cli.flags(WORDS), ranks=ranks)
+        return out.read_text()
+
+    expected = results("cpu", 1)
+    assert expected.count('"status_code": 200') == 6
+    assert results("cuda", ranks) == expected
+
+
 def test_eval(tiny, tmp_path):
     folder = tiny(**SHAPES["llama3-gqa"], tokenizer=False)
     ids = cli.write_ids(tmp_path / "ids", np.random.default_rng(5).integers(0, 320, 80))

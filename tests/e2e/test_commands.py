@@ -1,6 +1,7 @@
 """generate, info, tokenize, recordings and every refusal, as a user meets them."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -143,6 +144,14 @@ def test_bad_folders_exit_with_3(real_model, tmp_path):
     cli.one_line(broken(edit(num_hidden_layers=31)), 3, "layers.30")
     cli.one_line(broken(edit(hidden_act="gelu")), 3, "hidden_act")
     cli.one_line(generate(tmp_path / "nowhere", "--prompt", "x"), 3, "nowhere")
+
+
+@pytest.mark.skipif(bool(os.environ.get("RETRO_REAL_GPU")), reason="a GPU is here")
+def test_no_gpu_here(real_model):
+    """Built without CUDA, or with it on a machine without a GPU: one line either way."""
+    for ranks in (1, 2):
+        done = generate(real_model, "--prompt", "x", "--device", "cuda", ranks=ranks)
+        cli.one_line(done, 2, "--device cuda: .*use --device cpu")
 
 
 def test_more_ranks_than_heads(tiny):
