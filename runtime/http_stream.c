@@ -262,6 +262,7 @@ static ssize_t read_events(void *user, uint64_t position, char *to, size_t max)
 enum MHD_Result http_stream_respond(struct http_stream *s)
 {
     struct MHD_Response *r;
+    if (!s->request->stream && s->dead) return MHD_NO; /* nobody is there to be answered */
     if (!s->request->stream) {
         struct buffer body = s->out;
         s->out = (struct buffer){0};

@@ -94,6 +94,7 @@ def test_a_client_that_leaves_cancels(start, stream, real_model):
     m = s.idle()
     assert m['request_success_total{finished_reason="cancelled"}'] == 1
     assert m["generation_tokens_total"] < 100  # of 400
+    assert m['http_responses_total{code="499"}'] == 1
     assert s.chat("x", max_tokens=2)[0] == 200
 
 
