@@ -237,28 +237,23 @@ static int take_shared(struct sched *s, struct sched_seq *q)
     struct seq *a = &q->seq;
     int B = s->limits.block_tokens, n = (a->n_prompt - 1) / B;
     const struct sched_seq *l = q->leader;
-    q->n_published = 0;
+    bool led = l && l->state == SCHED_RUNNING && l->seq.fed >= a->n_prompt;
     q->chain = prefix_root();
-    q->published = true;
-    if (l && l->state == SCHED_RUNNING && l->seq.fed >= a->n_prompt) {
-        for (; a->n_blocks < n; a->n_blocks++) {
-            a->block[a->n_blocks] = l->seq.block[a->n_blocks];
-            pages_share(&s->pages, a->block[a->n_blocks]);
-        }
-        a->fed = n * B;
-        q->published = false; /* the leader's are published */
-        if (a->fed < a->n_prompt - 1 && reserve(s, q, a->n_prompt)) {
-            a->fed = a->n_prompt - 1;
-            return l->seq.block[n];
-        }
-    } else if (s->options.cache != SCHED_CACHE_OFF) {
-        /* A sequence that was interrupted must find the bits that it had: those of prompt blocks. */
-        bool turns = s->options.cache == SCHED_CACHE_TURNS && q->n_cached < 0;
+    if (s->options.cache != SCHED_CACHE_OFF) {
+        /* Who was interrupted must find the bits that it had, and a choice those of the others: prompt blocks. */
+        bool turns = s->options.cache == SCHED_CACHE_TURNS && q->n_cached < 0 && !led;
         a->n_blocks = prefix_find(&s->prefix, a->token, n, turns ? &a->policy : NULL, a->block, &q->chain);
-        a->fed = a->n_blocks * B;
-        q->n_published = a->n_blocks;
     }
-    return -1;
+    q->n_published = a->n_blocks;
+    q->published = !led || a->n_blocks == n;
+    for (; led && a->n_blocks < n; a->n_blocks++) {
+        a->block[a->n_blocks] = l->seq.block[a->n_blocks];
+        pages_share(&s->pages, a->block[a->n_blocks]);
+    }
+    a->fed = a->n_blocks * B;
+    if (!led || a->fed == a->n_prompt - 1 || !reserve(s, q, a->n_prompt)) return -1;
+    a->fed = a->n_prompt - 1;
+    return l->seq.block[n];
 }
 
 /* Blocks and moves for a sequence whose records are in host memory; there is room. */
@@ -271,7 +266,6 @@ static void come_in(struct sched *s, struct sched_seq *q, struct step *step, int
     }
     step_add_move(step, STEP_MOVE_SLOT_IN, q->host_slot, slot);
     s->slots_returning[s->n_slots_returning++] = q->host_slot;
-    q->published = false;
 }
 
 static void start(struct sched *s, struct sched_seq *q, struct step *step, int slot)
