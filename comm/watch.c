@@ -142,7 +142,10 @@ static bool stands_still(const struct watch *w, int r, int64_t limit_us, int64_t
     const struct watch_rank *k = &w->rank[r];
     int64_t still = now_us - k->changed_us;
     if (k->closed || k->changed_us == 0 || still <= limit_us) return false;
-    bool waits = strcmp(k->beat.op, "all_reduce") == 0 || strcmp(k->beat.op, "gather") == 0;
+    /* A wait may spin without working; on a GPU the host waits in download for all that it launched. */
+    static const char *const wait[] = {"all_reduce", "gather", "download"};
+    bool waits = false;
+    for (size_t i = 0; i < sizeof wait / sizeof *wait; i++) waits |= strcmp(k->beat.op, wait[i]) == 0;
     bool computes = (k->beat.cpu_us - k->changed_cpu) * 100 > still * BUSY_SHARE;
     return waits || !computes || still > limit_us * BUSY_FACTOR;
 }

@@ -162,3 +162,21 @@ def test_start_that_waits_for_a_rank(hosts, tiny):
         cause = job.failure()
         assert cause["rank"] == 1 and cause["kind"] in ("stopped", "start")
         assert cause["phase"] in ("boot", "prepare", "open_device", "load_weights", "connect", "idle", "step")
+
+
+def test_rank_that_never_comes():
+    """One of two processes is another program: the other one does not wait for it in MPI_Init for ever."""
+    begun = time.monotonic()
+    done = subprocess.run(
+        ["mpirun", "-n", "1", str(cli.RETRO), "generate", "--model", str(cli.REAL_MODEL), "--prompt", "x",
+         "--start-timeout", "2", ":", "-n", "1", "sleep", "60"],
+        capture_output=True, text=True, env={**os.environ, **cli.MPI_ENV}, timeout=60)
+    assert done.returncode == 5 and time.monotonic() - begun < 30
+    assert "rank 0 of 2 on" in done.stderr and "MPI did not start within 2 s" in done.stderr
+
+
+def test_no_rank_outlives_mpirun(hosts, tiny):
+    with Job(hosts, *words(tiny)) as job:
+        job.runs()
+        job.process.kill()
+        assert wait_until(lambda: not hosts.processes("retro"), BOUND), hosts.processes()

@@ -1,3 +1,4 @@
+import shutil
 import sys
 from pathlib import Path
 
@@ -38,6 +39,15 @@ def tokens(work):
         return cli.write_ids(work / name, ids)
 
     return make
+
+
+@pytest.fixture
+def folder(work, request):
+    """An empty folder of the test's own that every host sees."""
+    path = work / request.node.name
+    shutil.rmtree(path, ignore_errors=True)
+    path.mkdir()
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -148,6 +148,17 @@ class Slurm:
         assert wait_until(codes, seconds, 0.5), self.log()
         return codes()
 
+    def nodes(self, job):
+        """The nodes of a running job, the batch host first."""
+        text = self.on("h0", "scontrol", "show", "hostnames", self.fields(job)["NodeList"])
+        return text.split()
+
+    def power_on(self, host):
+        """A host whose power was cut comes back, with its slurmd."""
+        self.hosts.start(host)
+        self.on(host, "/usr/sbin/slurmd")
+        assert wait_until(lambda: "down" not in self.on("h0", "sinfo", "-h", "-N", "-n", host, "-o", "%T"), 30, 0.5)
+
     def log(self):
         return (self.folder / "slurmctld.log").read_text()[-3000:]
 

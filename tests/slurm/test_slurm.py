@@ -1,10 +1,9 @@
-"""The batch scripts under a real slurmctld and slurmd: completion, srun, an array, a requeue in the middle with exact
-results, the time limit, a lost node, and tasks that each believe to be alone."""
+"""Retro under a real slurmctld and slurmd: a batch job, srun, an array, a requeue, tasks that each believe to be alone,
+and the page for users (retro batch: test_batch_scripts.py)."""
 
 import json
 import os
 import shutil
-import time
 
 import pytest
 
@@ -19,14 +18,6 @@ EVAL = cli.ROOT / "scripts/slurm/eval.sbatch"
 def options(model, file, steps):
     return ("--model", model, "--tokens", file, "--prompt", 32, "--steps", steps, "--kv-dtype", "f32", "--threads", 1,
             "--policy", "dense", "--greedy")
-
-
-@pytest.fixture
-def folder(work, request):
-    path = work / request.node.name
-    shutil.rmtree(path, ignore_errors=True)
-    path.mkdir()
-    return path
 
 
 def root(folder):
@@ -111,44 +102,3 @@ def test_requeue_in_the_middle(slurm, tiny, tokens, folder):
     slurm.wait(job, "COMPLETED", seconds=90)
     assert slurm.fields(job)["Restarts"] == "1"
     assert_exact((folder / "out").read_text(), tiny, file, steps)
-
-
-def test_time_limit_puts_the_job_back(slurm, tiny, tokens, folder):
-    """TERM comes before the limit; the ranks end at once with 75 and the job waits for its next turn."""
-    file = tokens("endless", 40000)
-    job = slurm.submit("-N", 2, "--ntasks-per-node=1", "-t", 1, "--signal=B:TERM@50", "-o", folder / "out", RUN, "eval",
-                       *options(tiny, file, 39000), "--json", cwd=folder, env=root(folder))
-    assert wait_until(lambda: slurm.fields(job)["Restarts"] == "1", 60, 0.5), (folder / "out").read_text()
-    slurm.on("h0", "scancel", job)
-    assert "interrupted: back to the queue" in (folder / "out").read_text()
-    cause = json.loads((folder / "logs" / "failure.json").read_text())
-    assert (cause["kind"], cause["exit_code"]) == ("signal", 75)
-    assert wait_until(lambda: not slurm.hosts.processes("retro"), 10)
-
-
-def test_lost_node(slurm, tiny, tokens, folder):
-    """The power of one of two nodes is cut: the job ends, goes back and completes on nodes that live. Last: it leaves
-    Slurm with a node less."""
-    file, steps = tokens("long", 1500), 600
-    job = slurm.submit("-N", 2, "--ntasks-per-node=1", "-o", folder / "out", RUN, "eval", *options(tiny, file, steps),
-                       "--json", cwd=folder, env=root(folder))
-    assert wait_until(lambda: begun(folder), 40), (folder / "out").read_text()
-    batch = slurm.fields(job)["BatchHost"]
-    other = next(h for h in ("h1", "h2", "h3") if h != batch and slurm.hosts.processes("retro") and
-                 h in expand(slurm.fields(job)["NodeList"]))
-    began = time.monotonic()
-    slurm.hosts.power_cut(other)
-    slurm.wait(job, "COMPLETED", seconds=90)
-    assert time.monotonic() - began < 90 and slurm.fields(job)["Restarts"] != "0"
-    assert_exact((folder / "out").read_text(), tiny, file, steps)
-
-
-def expand(nodes):
-    """h[1,3] or h[1-2] or h2 as a list."""
-    if "[" not in nodes:
-        return nodes.split(",")
-    found = []
-    for part in nodes[nodes.index("[") + 1:nodes.index("]")].split(","):
-        first, _, last = part.partition("-")
-        found += [f"h{i}" for i in range(int(first), int(last or first) + 1)]
-    return found
