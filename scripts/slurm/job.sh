@@ -24,8 +24,12 @@ export OMPI_MCA_oob_tcp_keepalive_time=3 OMPI_MCA_oob_tcp_keepalive_intvl=1 OMPI
 
 interrupted=
 back_to_queue() {
+    # A cancelled job is to stay so, and one that somebody else has put back already needs no more.
+    case $(scontrol show job -o "$SLURM_JOB_ID") in
+    *JobState=RUNNING*) ;;
+    *) exit 75 ;;
+    esac
     echo "job.sh: $1: back to the queue" >&2
-    # Where somebody else has put it back already, that is refused and this script ends all the same.
     if scontrol requeue "$SLURM_JOB_ID"; then sleep 60; fi
     exit 75
 }

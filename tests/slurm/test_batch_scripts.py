@@ -138,3 +138,5 @@ def test_server(slurm, tiny, folder):
     assert answer() == first
     slurm.on("h0", "scancel", job)
     assert wait_until(lambda: not slurm.hosts.processes("retro"), 20)
+    slurm.wait(job, "CANCELLED", seconds=20)
+    assert slurm.fields(job)["Restarts"] == "1" and not url_file.exists()
