@@ -18,6 +18,11 @@
 #include "runtime/base/die.h"
 #include "runtime/batch.h"
 
+static bool on_terminal(const struct options *o)
+{
+    return o->log_level >= LOG_LEVEL_INFO && isatty(STDERR_FILENO);
+}
+
 /* The first signal that asks for the end; a second one does not come here. */
 static atomic_bool interrupted;
 
@@ -25,6 +30,7 @@ static void on_signal(void *user, int signal)
 {
     const struct options *o = user;
     atomic_store(&interrupted, true);
+    if (on_terminal(o)) fputs("\r\x1b[K", stderr); /* over the progress line */
     LOG_INFO("signal %d: no new requests; those being computed have %g s; a second signal ends at once",
              signal, o->drain);
 }
@@ -89,7 +95,8 @@ static void set(json_t *settings, const char *flag, const char *format, ...)
 static enum status collect_settings(const struct session *s, const struct serving *v, int context,
                                     json_t **out, struct reason *why)
 {
-    static const char *const groups[] = {"max", "mean", "softmax"};
+    static const char *const groups[] = {"max", "mean", "softmax"}, *const summaries[] = {"auto", "keys",
+                                                                                          "q8", "q4"};
     const struct policy *p = &s->policy;
     const struct options *o = s->options;
     char model[2 * SHA256_BYTES + 1];
@@ -105,9 +112,11 @@ static enum status collect_settings(const struct session *s, const struct servin
     set(j, "--max-context", "%d", context);
     set(j, "--policy", "%s", policy_kind_name(p->kind));
     set(j, "--window", "%d", p->window);
+    set(j, "--max-window", "%d", o->max_window);
     set(j, "--kv-budget", "%g", p->kv_budget);
     set(j, "--kv-budget-tokens", "%d", p->kv_budget_tokens);
     set(j, "--page-size", "%d", o->page_size);
+    set(j, "--summary", "%s", summaries[o->summary]);
     set(j, "--dense-layers", "%d", p->dense_layers);
     set(j, "--score-alpha", "%g", p->score_alpha);
     set(j, "--score-group", "%s", groups[p->score_group]);
@@ -163,7 +172,7 @@ static enum status lead(struct batch_work *b, struct session *s, struct serving 
                                     .n_in_flight = IN_FLIGHT * o->max_seqs,
                                     .drain_s = o->drain,
                                     .interrupted = is_interrupted,
-                                    .terminal = isatty(STDERR_FILENO)};
+                                    .terminal = on_terminal(o)};
     status = batch_run(b, &run, &progress, why);
     if (status != STATUS_OK) return status;
     if (batch_left(b) == 0) return publish(b, &progress, why);

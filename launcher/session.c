@@ -30,7 +30,7 @@ static enum status check_world(const struct session *s, struct reason *why)
     if (session_group_size(o, &s->world) > 0) {
         if (o->dp == 1) return STATUS_OK;
         return status_fail(why, STATUS_BAD_OPTION,
-                           "--dp %d: this command has one sequence and cannot use replicas; leave --dp out "
+                           "--dp %d: this command cannot use replicas; leave --dp out "
                            "and start with mpirun -n %d",
                            o->dp, ranks / o->dp);
     }

@@ -1,6 +1,9 @@
 """retro batch on a tiny model: every line's fate, the same texts as retro generate, interruptions, refusals."""
 
 import json
+import os
+import pty
+import re
 import resource
 import signal
 import subprocess
@@ -57,12 +60,13 @@ def test_every_line_has_its_place(tmp_path, model):
         json.dumps({"custom_id": "h", "method": "POST", "url": "/v1/completions", "body": {"model": "gpt-4"}}).encode(),
         line("i", prompt="x " * 2000).encode(),
         b"x" * (16 * 2**20 + 1),
+        line("j", prompt=["x", "x " * 2000, "x"], max_tokens=50).encode(),
         line("\u00e4 \U0001f600", prompt="x", max_tokens=1).encode(),
     ]
     batch = make(tmp_path, model, b"\n".join(lines))
     done = batch.run()
     assert done.returncode == 0, done.stderr.decode()
-    assert b"3 results" in done.stderr and b"12 bad in" in done.stderr
+    assert b"3 results" in done.stderr and b"13 bad in" in done.stderr
     batch.no_leftovers()
     results, errors = read(batch.output), read(batch.errors)
     assert [r["custom_id"] for r in results] == ["a", "g", "\u00e4 \U0001f600"]
@@ -86,6 +90,7 @@ def test_every_line_has_its_place(tmp_path, model):
         (13, "h", "model_not_found", "model"),
         (14, "i", "context_length_exceeded", None),
         (15, None, "line_too_long", None),
+        (16, "j", "context_length_exceeded", None),
     ]
     assert all(e["response"] is None and e["error"]["message"] for e in errors)
     ids = [r["id"] for r in results + errors]
@@ -215,6 +220,30 @@ def test_mpirun_passes_usr1_on(tmp_path, model, requests):
     whole = Batch(tmp_path / "whole", model, requests)
     assert whole.run(ranks=2).returncode == 0
     assert batch.results() == whole.results()
+
+
+def test_progress_on_a_terminal(tmp_path, model):
+    """One line that renews itself and is gone at the end; none of it where there is no terminal."""
+    lines = [line(f"{i}", prompt="x", max_tokens=60, ignore_eos=True) for i in range(300)]
+    batch = make(tmp_path, model, lines)
+    terminal, side = pty.openpty()
+    process = subprocess.Popen(
+        [str(cli.RETRO), *batch.words()], env={**os.environ, **cli.MPI_ENV}, stdin=subprocess.DEVNULL, stderr=side
+    )
+    os.close(side)
+    text = b""
+    while True:
+        try:
+            text += os.read(terminal, 65536)
+        except OSError:  # the other side is closed
+            break
+    os.close(terminal)
+    assert process.wait(30) == 0
+    seen = re.findall(rb"\rretro: (\d+) of 300 done(?:, [\d.]+ tokens/s)?(?:, \d+:\d\d:\d\d left)?\x1b\[K", text)
+    assert seen and sorted(map(int, seen)) == list(map(int, seen))
+    assert re.search(rb"\r\x1b\[Kretro: done: 300 results", text)
+    (tmp_path / "pipe").mkdir()
+    assert b"\r" not in make(tmp_path / "pipe", model, lines[:20]).run().stderr
 
 
 def test_running_again_does_nothing(tmp_path, model):
