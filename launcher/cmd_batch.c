@@ -52,6 +52,11 @@ static enum status check_options(const struct options *o, struct reason *why)
         return status_fail(
             why, STATUS_BAD_OPTION,
             "--errors and --output: one file; leave --errors out to have bad lines among the results");
+    /* What a turn finds would depend on which lines were done before it, and a continued run has others. */
+    if ((enum sched_cache)o->prefix_cache == SCHED_CACHE_TURNS)
+        return status_fail(
+            why, STATUS_BAD_OPTION,
+            "--prefix-cache turns: results would depend on their order; batch takes on or off");
     return STATUS_OK;
 }
 

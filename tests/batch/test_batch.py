@@ -156,6 +156,10 @@ def test_two_ranks_and_other_widths_give_the_same_files(tmp_path, model, request
         batch = Batch(tmp_path / str(sequences), model, requests, sequences=sequences)
         assert batch.run().returncode == 0
         assert batch.results() == undisturbed
+    for i, words in enumerate([["--kv-tokens", "640"], ["--kv-tokens", "640", "--swap-space", "0", "--prefix-cache", "off"]]):
+        batch = Batch(tmp_path / f"tight{i}", model, requests)
+        assert batch.run(*words).returncode == 0
+        assert batch.results() == undisturbed
     batch = Batch(tmp_path / "ranks", model, requests)
     done = batch.run(ranks=2)
     assert done.returncode == 0, done.stderr.decode()
@@ -284,6 +288,7 @@ def test_bad_options(tmp_path, model):
     batch = make(tmp_path, model, [line("a", prompt="x")])
     assert cli.run("batch", "--model", model).returncode == 2
     words = batch.words()
+    cli.one_line(batch.run("--prefix-cache", "turns"), 2, "--prefix-cache turns")
     cli.one_line(cli.run(*[w for w in words if w not in ("--input", str(batch.source))]), 2, "--input")
     cli.one_line(cli.run(*[w for w in words if w not in ("--output", str(batch.output))]), 2, "--output")
     cli.one_line(Batch(tmp_path / "r", model, tmp_path / "nowhere.jsonl").run(), 2, "--input .*nowhere")
