@@ -226,17 +226,18 @@ static void bench_attentions(const struct session *s, const struct option_ints *
         for (int k = 0; k < batches->n; k++)
             for (int sparse = 0; sparse < 1 + (s->policy.kind != POLICY_DENSE); sparse++) {
                 const struct policy *p = sparse ? &s->policy : &dense;
-                struct bench_rate r;
+                struct bench_attention r;
                 char what[64];
                 bench_attention_run(s->model, p, contexts->value[i], batches->value[k], s->options->repeat,
                                     &r);
                 snprintf(what, sizeof what, "%s w=%d, %d x %d", policy_kind_name(p->kind), p->window,
                          batches->value[k], contexts->value[i]);
                 print_rate(s, "attention", what,
-                           json_pack("{s:s, s:i, s:f, s:i, s:i}", "policy", policy_kind_name(p->kind),
-                                     "window", p->window, "kv_budget", p->kv_budget, "context",
-                                     contexts->value[i], "batch", batches->value[k]),
-                           &r);
+                           json_pack("{s:s, s:i, s:f, s:i, s:i, s:i, s:f, s:f}", "policy",
+                                     policy_kind_name(p->kind), "window", p->window, "kv_budget",
+                                     p->kv_budget, "context", contexts->value[i], "batch", batches->value[k],
+                                     "rows", r.rows, "rest_ms", r.rest_ms, "rest_size", r.rest_size),
+                           &r.rate);
             }
 }
 

@@ -61,9 +61,15 @@ const char *bench_matrix_name(enum bench_matrix w);
 void bench_gemm_run(struct model *m, enum bench_matrix which, int rows, int repeat, struct bench_rate *r);
 /* The most floating-point operations a second of the layers' GEMMs with `rows` rows. */
 double bench_gemm_peak(struct model *m, int rows, int repeat);
-/* select, attend and merge of a decode step over all layers. */
+/* select, attend and merge of a decode step over all layers, and everything else of it but GEMMs and all-reduces. */
+struct bench_attention {
+    struct bench_rate rate;
+    int rows;
+    double rest_ms;
+    double rest_size; /* layers * (D + Fr) of rank 0: what the rest grows with */
+};
 void bench_attention_run(struct model *m, const struct policy *p, int context, int batch, int repeat,
-                         struct bench_rate *r);
+                         struct bench_attention *r);
 
 struct bench_reduce {
     double us, us_low, us_high; /* of one all-reduce: middle, first and ninth tenth; of the slowest rank */

@@ -220,39 +220,56 @@ static void scene_close(struct scene *s)
     noise_close(&s->noise);
 }
 
-/* One decode step of attention alone; returns the time of select, attend and merge. */
-static double scene_step(struct scene *s)
+/* A decode step without its GEMMs and all-reduces. Milliseconds of select, attend and merge; of all else. */
+struct scene_times {
+    double attention, rest;
+};
+
+static struct scene_times scene_step(struct scene *s)
 {
     struct model *m = s->m;
     const struct dims *d = &m->dims;
+    const struct ops *op = m->op;
     struct batch b;
-    double ms = 0;
+    struct scene_times t = {0};
     step_clear(&s->step, 0);
     for (int i = 0; i < s->n_seqs; i++) {
         seq_append_token(&s->seq[i], 0);
         ASSERT(seq_reserve(&s->seq[i], &s->pages, s->seq[i].n_tokens, d->B) == STATUS_OK);
-        step_add_decode(&s->step, &s->seq[i], STEP_WANT_NOTHING);
+        step_add_decode(&s->step, &s->seq[i], STEP_WANT_BEST);
     }
     stage_plan(s, &b);
-    m->op->upload(m->device, m->qkv, noise_row(&s->noise, "query", 0),
-                  (size_t)b.n_rows * (size_t)(d->Qr + 2 * d->Kr) * (size_t)d->E * sizeof(float));
-    m->op->rope_table(m->device, m->rope, &b, m->inv_freq, m->rope_factor, d);
+    op->upload(m->device, m->qkv, noise_row(&s->noise, "query", 0),
+               (size_t)b.n_rows * (size_t)(d->Qr + 2 * d->Kr) * (size_t)d->E * sizeof(float));
+    double begun = now_ms(), middle;
+    op->embed(m->device, m->x, &b, &m->weights.embed, d);
+    op->rope_table(m->device, m->rope, &b, m->inv_freq, m->rope_factor, d);
     for (int l = 0; l < d->L; l++) {
+        const struct layer_weights *w = &m->weights.layer[l];
         struct kv_layer kv = model_layer(m, l);
-        m->op->rope_store(m->device, m->q, m->qkv, m->rope, NULL, NULL, &kv, &b, d);
-        m->op->sync(m->device);
-        double begun = now_ms();
-        m->op->select(m->device, m->pages, m->page_count, m->q, &kv, &b, m->select_scratch, d);
-        m->op->attend(m->device, m->part, m->q, &kv, m->pages, m->page_count, &b, d);
-        m->op->merge(m->device, m->attention, m->part, &kv, m->pages, m->page_count, m->counters, &b, d);
-        m->op->sync(m->device);
-        ms += now_ms() - begun;
+        op->add_norm(m->device, m->h, m->x, m->y, w->attn_norm, b.n_rows, d);
+        op->rope_store(m->device, m->q, m->qkv, m->rope, w->q_norm, w->k_norm, &kv, &b, d);
+        op->sync(m->device);
+        middle = now_ms();
+        t.rest += middle - begun;
+        op->select(m->device, m->pages, m->page_count, m->q, &kv, &b, m->select_scratch, d);
+        op->attend(m->device, m->part, m->q, &kv, m->pages, m->page_count, &b, d);
+        op->merge(m->device, m->attention, m->part, &kv, m->pages, m->page_count, m->counters, &b, d);
+        op->sync(m->device);
+        begun = now_ms();
+        t.attention += begun - middle;
+        op->add_norm(m->device, m->h, m->x, m->y, w->mlp_norm, b.n_rows, d);
+        op->silu_mul(m->device, m->act, m->gate_up, b.n_rows, d);
     }
-    return ms;
+    op->gather_norm(m->device, m->h, m->x, m->y, m->weights.final_norm, &b, d);
+    op->argmax(m->device, m->best, m->logits, b.n_out, d);
+    op->sync(m->device);
+    t.rest += now_ms() - begun;
+    return t;
 }
 
 void bench_attention_run(struct model *m, const struct policy *p, int context, int batch, int repeat,
-                         struct bench_rate *r)
+                         struct bench_attention *r)
 {
     struct scene scene;
     struct samples s;
@@ -261,11 +278,15 @@ void bench_attention_run(struct model *m, const struct policy *p, int context, i
     scene_open(&scene, m, p, n_prompt, batch, n_prompt + BENCH_WARMUP + repeat);
     for (int i = 0; i < BENCH_WARMUP; i++) scene_step(&scene);
     samples_open(&s, repeat);
+    double *rest = calloc((size_t)repeat, sizeof *rest);
+    if (!rest) DIE(EXIT_CODE_MEMORY, "lower --repeat", "no memory for %d times", repeat);
     for (; s.n < repeat; s.n++) {
         comm_barrier(m->comm);
         s.read[s.n] = read_weights(m);
         comm_barrier(m->comm);
-        s.ms[s.n] = scene_step(&scene);
+        struct scene_times t = scene_step(&scene);
+        s.ms[s.n] = t.attention;
+        rest[s.n] = t.rest;
     }
     struct cost_step step = {.policy = p,
                              .n_seqs = batch,
@@ -274,6 +295,10 @@ void bench_attention_run(struct model *m, const struct policy *p, int context, i
                              .exposure = 1,
                              .weights = bench_weights_dtype(m)};
     cost_decode(&c, m->arch, &m->dims, &step);
-    samples_close(&s, m, c.kv_bytes + c.summaries_bytes, r);
+    samples_close(&s, m, c.kv_bytes + c.summaries_bytes, &r->rate);
+    r->rows = scene.step.n_rows;
+    r->rest_ms = bench_quantile(rest, repeat, 0.5);
+    r->rest_size = (double)m->dims.L * (m->dims.D + m->dims.Fr);
+    free(rest);
     scene_close(&scene);
 }

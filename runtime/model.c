@@ -178,6 +178,21 @@ static void fill_constants(struct model *m)
     m->op->host_free(m->device, inv_freq, (size_t)m->dims.E / 2 * sizeof(float));
 }
 
+void model_plan(struct memplan *plan, struct dims *dims, const struct model_files *files, int rank,
+                int n_ranks, const struct model_options *o)
+{
+    const struct arch *a = &files->arch;
+    struct model m = {.arch = a, .device = o->device, .op = device_ops(o->device)};
+    struct arena arena;
+    shard_make(&m.shard, rank, n_ranks, a->n_heads, a->n_kv_heads, a->ffn, a->vocab);
+    model_dims(&m.dims, a, &m.shard, o);
+    arena_count(&arena);
+    carve(&m, &arena, files);
+    weights_close(&m.weights);
+    *plan = m.plan;
+    *dims = m.dims;
+}
+
 enum status model_open(struct model **out, const struct model_files *files, struct comm *comm,
                        const struct model_options *o, struct reason *why)
 {

@@ -93,6 +93,11 @@ struct model {
 /* The sizes of one rank's shard. */
 void model_dims(struct dims *m, const struct arch *a, const struct shard *s, const struct model_options *o);
 
+/* What model_open would allocate on that rank, by the same carving; nothing is allocated. o->device is borrowed and
+ * may be of any kind. */
+void model_plan(struct memplan *plan, struct dims *dims, const struct model_files *files, int rank,
+                int n_ranks, const struct model_options *o);
+
 /* Loads this rank's shard. `files` stays open and owned by the caller as long as the model. Does not fit in
  * memory: NO_FIT with one line; every rank of `comm` returns the same status. */
 enum status model_open(struct model **out, const struct model_files *files, struct comm *comm,
