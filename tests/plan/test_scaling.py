@@ -1,0 +1,61 @@
+"""scripts/scaling: lines with the machine's facts, goes on where it stopped, says what failed, draws both formats."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "e2e"))
+
+import cli  # noqa: E402
+
+SHAPE = {
+    "architectures": ["LlamaForCausalLM"], "hidden_size": 96, "intermediate_size": 160, "num_hidden_layers": 3,
+    "num_attention_heads": 6, "num_key_value_heads": 3, "vocab_size": 301, "max_position_embeddings": 64,
+    "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "hidden_act": "silu", "torch_dtype": "bfloat16",
+}
+
+
+@pytest.fixture(scope="module")
+def shape(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shape")
+    (folder / "config.json").write_text(json.dumps(SHAPE))
+    return folder
+
+
+def scaling(out, shape, *words, policies="dense,retro:2"):
+    command = [sys.executable, cli.ROOT / "scripts" / "scaling", out, "--model", shape, "--machine", "h100", "--tokens",
+               3, "--contexts", 100, "--batches", 1, "--ranks", 1, "--policies", policies, *words]
+    return subprocess.run([str(x) for x in command], capture_output=True, text=True, timeout=600)
+
+
+def results(out):
+    return [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+
+
+def test_sweep_resume_and_plots(shape, tmp_path):
+    out = tmp_path / "out"
+    assert scaling(out, shape).returncode == 0
+    first = results(out)
+    assert [(x["policy"], x["ranks"], x["batch"]) for x in first] == [("dense", 1, 1), ("retro", 1, 1)]
+    for x in first:
+        assert x["tokens_per_s"] > 0 and x["plan_tokens_per_s"] > 0 and x["facts"]["cores"] >= 1 and x["facts"]["host"]
+        assert sum(x["ops_share"].values()) == pytest.approx(1) and x["ops_share"]["linear"] > 0
+    for name in ("ranks-strong", "breakdown", "exposure"):
+        assert (out / f"{name}.png").stat().st_size > 1000 and "<svg" in (out / f"{name}.svg").read_text()
+    again = scaling(out, shape)
+    assert again.returncode == 0 and "tokens/s" not in again.stdout and results(out) == first
+    text = (out / "results.jsonl").read_text()
+    (out / "results.jsonl").write_text(text[:-40])  # interrupted while it wrote
+    assert scaling(out, shape).returncode == 0
+    assert results(out)[0] == first[0] and len(results(out)) == 2
+
+
+def test_a_run_that_fails_is_told_and_tried_again(shape, tmp_path):
+    done = scaling(tmp_path / "out", shape, policies="dense,retro:99")
+    assert done.returncode == 1 and "FAILED" in done.stdout
+    failed = [json.loads(line) for line in (tmp_path / "out" / "failed.jsonl").read_text().splitlines()]
+    assert [x["window"] for x in failed] == [99] and "--window 99" in failed[0]["why"]
+    assert len(results(tmp_path / "out")) == 1
