@@ -391,10 +391,7 @@ enum summary_type options_summary(const struct options *o)
 {
     enum { AUTO, KEYS, Q8, Q4 };
     int choice = o->summary;
-    if (choice == AUTO)
-        choice = o->score_alpha >= 1 || o->page_size > 8 || o->device == DEVICE_CUDA ? KEYS
-                 : o->page_size == 8                                                 ? Q8
-                                                                                     : Q4;
+    if (choice == AUTO) choice = o->score_alpha >= 1 || o->page_size > 8 ? KEYS : o->page_size == 8 ? Q8 : Q4;
     if (choice == Q8) return SUMMARY_Q8;
     if (choice == Q4) return SUMMARY_Q4;
     return o->kv_dtype == DTYPE_F32 ? SUMMARY_F32 : o->kv_dtype == DTYPE_F16 ? SUMMARY_F16 : SUMMARY_BF16;
@@ -416,9 +413,6 @@ enum status options_policy(const struct options *o, struct policy *p, struct rea
         return status_fail(
             why, STATUS_BAD_OPTION,
             "--score-alpha 1: codes of --summary bound no score; give --summary keys or a smaller alpha");
-    if (o->device == DEVICE_CUDA && options_summary(o) >= SUMMARY_Q8)
-        return status_fail(why, STATUS_BAD_OPTION,
-                           "--device cuda: has no page summaries in codes; give --summary keys");
     *p = (struct policy){
         .kind = (enum policy_kind)o->policy,
         .window = o->policy == POLICY_RETRO ? o->window : 1,

@@ -89,8 +89,15 @@ static __device__ __forceinline__ char *page_keys(struct page_place at, const st
 }
 static __device__ __forceinline__ char *page_summary(struct page_place at, const struct dims &m, int kv_head)
 {
-    return at.block + m.kv_bytes +
-           ((size_t)kv_head * (size_t)(m.B / m.P) + (size_t)at.page) * m.summary_bytes;
+    return at.block + m.kv_bytes + (size_t)kv_head * m.summary_head_bytes +
+           (size_t)at.page * m.summary_stride;
+}
+static __host__ __device__ inline bool has_codes(const struct dims &m) { return m.summary >= SUMMARY_Q8; }
+/* Of a summary with codes: the two scales. */
+static __device__ __forceinline__ char *page_scales(struct page_place at, const struct dims &m, int kv_head)
+{
+    return at.block + m.kv_bytes + (size_t)kv_head * m.summary_head_bytes +
+           (size_t)(m.B / m.P) * m.summary_stride + (size_t)at.page * SUMMARY_SCALES_BYTES;
 }
 /* last_loaded of a page of the sequence in `slot`. */
 static __device__ __forceinline__ int32_t *page_last_loaded(const struct kv_layer &kv, const struct dims &m,

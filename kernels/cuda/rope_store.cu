@@ -99,6 +99,74 @@ static __device__ __forceinline__ void summarize(char *summary, const char *keys
     }
 }
 
+/* The largest |v| of the block's threads, in all of them. */
+static __device__ __forceinline__ float block_most(float v)
+{
+    __shared__ float most[THREADS / 32];
+    v = warp_max(fabsf(v));
+    __syncthreads(); /* the last use of `most` is over */
+    if (threadIdx.x % 32 == 0) most[threadIdx.x / 32] = v;
+    __syncthreads(); /* every warp's is there */
+    for (int i = 0; i < THREADS / 32; i++) v = fmaxf(v, most[i]);
+    return v;
+}
+
+/* x over a scale as a whole number in [low, top], ties to even. */
+static __device__ __forceinline__ int code_of(float x, float scale, float low, float top)
+{
+    float code = scale > 0 ? __fdiv_rn(x, scale) : 0.0f;
+    code = code < top ? code : top;
+    code = code > low ? code : low;
+    return __float2int_rn(code);
+}
+
+/* The same as codes of middle and half-width (kernels.h). A thread has elements threadIdx.x and
+ * threadIdx.x + THREADS. */
+static __device__ __forceinline__ void summarize_codes(char *summary, char *scales, const char *keys, int n,
+                                                       const struct dims &m)
+{
+    __shared__ signed char code[2 * ATTENTION_MAX_E]; /* c (E), u (E) */
+    float c[2] = {0, 0}, u[2] = {0, 0};
+#pragma unroll
+    for (int k = 0; k < 2; k++) {
+        int e = threadIdx.x + k * THREADS;
+        if (e >= m.E) continue;
+        float lo = element(keys, e, m.kv), hi = lo;
+        for (int t = 1; t < n; t++) {
+            float x = element(keys, (size_t)(t * m.E + e), m.kv);
+            lo = x < lo ? x : lo;
+            hi = x > hi ? x : hi;
+        }
+        c[k] = (hi + lo) * 0.5f;
+        u[k] = (hi - lo) * 0.5f;
+    }
+    bool q8 = m.summary == SUMMARY_Q8;
+    float top_c = q8 ? 127.0f : 7.0f, top_u = q8 ? 127.0f : 15.0f;
+    float most_c = block_most(fmaxf(fabsf(c[0]), fabsf(c[1]))), most_u = block_most(fmaxf(u[0], u[1]));
+    __nv_bfloat16 scale_c = __float2bfloat16_rn(__fdiv_rn(most_c, top_c)),
+                  scale_u = __float2bfloat16_rn(__fdiv_rn(most_u, top_u));
+#pragma unroll
+    for (int k = 0; k < 2; k++) {
+        int e = threadIdx.x + k * THREADS;
+        if (e >= m.E) continue;
+        code[e] = (signed char)code_of(c[k], __bfloat162float(scale_c), -top_c, top_c);
+        code[m.E + e] = (signed char)code_of(u[k], __bfloat162float(scale_u), 0, top_u);
+    }
+    if (threadIdx.x == 0) {
+        reinterpret_cast<__nv_bfloat16 *>(scales)[0] = scale_c;
+        reinterpret_cast<__nv_bfloat16 *>(scales)[1] = scale_u;
+    }
+    __syncthreads(); /* codes are there */
+    int half = m.E / 2;
+    for (int i = threadIdx.x; i < (q8 ? 2 * m.E : m.E); i += THREADS) {
+        int width = i >= half,
+            at = width * m.E + (i - width * half); /* Q4: byte i holds codes at, at + half */
+        summary[i] = (char)(q8      ? code[i]
+                            : width ? code[at] | code[at + half] << 4
+                                    : (code[at] + 8) | (code[at + half] + 8) << 4);
+    }
+}
+
 static __global__ void __launch_bounds__(THREADS)
     rope_store_pages(struct rope_store a, struct kv_layer kv, struct batch b, struct dims m)
 {
@@ -122,7 +190,10 @@ static __global__ void __launch_bounds__(THREADS)
         store_head(a, s.row0 + position - s.position0, i % heads, kv_head, key, m);
     }
     __syncthreads(); /* the page's new keys are written */
-    summarize(page_summary(at, m, kv_head), keys, to - page * m.P + 1, m);
+    if (has_codes(m))
+        summarize_codes(page_summary(at, m, kv_head), page_scales(at, m, kv_head), keys, to - page * m.P + 1,
+                        m);
+    else summarize(page_summary(at, m, kv_head), keys, to - page * m.P + 1, m);
 }
 
 extern "C" void cuda_rope_store(struct device *d, float *q, const float *qkv, const float *rope,

@@ -18,8 +18,8 @@
  *
  * A key is the score as an unsigned integer of the same order; forced pages have the largest.
  * Scratch, carved by struct scratch: scores (n_decode, Kr, G, C/P) f32, keys (n_decode, Kr, C/P) u32,
- * stretches (n_decode, Kr, stretches, G, 2) f32. Limits: the fast way is for 16-bit summaries of width 64 and
- * 128; others are read element by element. */
+ * stretches (n_decode, Kr, stretches, G, 2) f32. Limits: the fast way is for 16-bit summaries of heads of width 64 and
+ * 128, and codes of 64 to 512 bytes in a power of two; others are read element by element. */
 #include "kernels/cuda/attention.cuh"
 
 enum {
@@ -177,14 +177,144 @@ static __device__ __forceinline__ void score_pages_plain(float *s, const float *
     }
 }
 
-/* LANES: 0 for the plain way. */
+/* --- score, of summaries with codes ---
+ *
+ * The query is rounded to eight bits: step = largest |q_e| / 127, k_e = q_e / step, ties to even. Then
+ *   score = (scale_c sum_e k_e c_e + alpha scale_u sum_e |k_e| u_e) * step * attention_scale
+ * with both sums exact. In shared memory a query lies as the bytes of a summary do: k for the middle, then |k| for
+ * the half-width; for Q4 a second time, with the elements of the high four bits. */
+struct coded {
+    signed char *k; /* (G, planes, stride) */
+    float *step;    /* (G) times attention_scale */
+    int *sum;       /* (G) of k */
+};
+
+static __host__ __device__ inline int code_planes(const struct dims &m)
+{
+    return m.summary == SUMMARY_Q4 ? 2 : 1;
+}
+
+static __host__ __device__ inline size_t coded_bytes(const struct dims &m)
+{
+    size_t k = (size_t)(m.G * code_planes(m)) * m.summary_stride;
+    return (k + 15) / 16 * 16 + (size_t)m.G * (sizeof(float) + sizeof(int));
+}
+
+static __device__ __forceinline__ struct coded coded_of(void *memory, const struct dims &m)
+{
+    struct coded c = {(signed char *)memory, NULL, NULL};
+    c.step = (float *)((char *)memory + (coded_bytes(m) - (size_t)m.G * (sizeof(float) + sizeof(int))));
+    c.sum = (int *)(c.step + m.G);
+    return c;
+}
+
+/* A warp rounds one head at a time. */
+static __device__ __forceinline__ void code_queries(const struct coded &to, const float *q,
+                                                    const struct dims &m)
+{
+    int lane = threadIdx.x % 32, half = m.E / 2, stride = (int)m.summary_stride;
+    for (int h = threadIdx.x / 32; h < m.G; h += SCORE_THREADS / 32) {
+        float most = 0;
+        for (int e = lane; e < m.E; e += 32) most = fmaxf(most, fabsf(q[h * m.E + e]));
+        most = warp_max(most);
+        float step = __fdiv_rn(most, 127.0f);
+        int sum = 0;
+        signed char *k = to.k + h * code_planes(m) * stride;
+        for (int e = lane; e < m.E; e += 32) {
+            float x = step > 0 ? __fdiv_rn(q[h * m.E + e], step) : 0.0f;
+            x = x < 127.0f ? x : 127.0f;
+            x = x > -127.0f ? x : -127.0f;
+            int code = __float2int_rn(x), plane = m.summary == SUMMARY_Q4 && e >= half;
+            int at = plane * stride + e - plane * half, width = m.summary == SUMMARY_Q4 ? half : m.E;
+            k[at] = (signed char)code;
+            k[at + width] = (signed char)abs(code);
+            sum += code;
+        }
+        sum = __reduce_add_sync(0xffffffffu, sum);
+        if (lane == 0) {
+            to.step[h] = step * m.attention_scale;
+            to.sum[h] = sum;
+        }
+    }
+}
+
+static __device__ __forceinline__ float coded_score(int c, int u, const char *scales, float alpha,
+                                                    const struct coded &q, int h, const struct dims &m)
+{
+    const __nv_bfloat16 *scale = reinterpret_cast<const __nv_bfloat16 *>(scales);
+    if (m.summary == SUMMARY_Q4) c -= 8 * q.sum[h];
+    return ((float)c * __bfloat162float(scale[0]) + (float)u * (__bfloat162float(scale[1]) * alpha)) *
+           q.step[h];
+}
+
+/* LANES lanes share a page, 16 bytes each: the lower half of them has the middle. */
 template <int LANES>
+static __device__ __forceinline__ void score_codes(float *s, const struct coded &q,
+                                                   const char *const *summary, const char *const *scales,
+                                                   int n, float alpha, const struct dims &m)
+{
+    constexpr int ABREAST = 32 / LANES;
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32, piece = lane % LANES, stride = LANES * 16;
+    bool q4 = m.summary == SUMMARY_Q4;
+    for (int base = warp * ABREAST; base < n; base += SCORE_THREADS / 32 * ABREAST) {
+        int j = base + lane / LANES;
+        uint4 v = {0, 0, 0, 0};
+        if (j < n) v = reinterpret_cast<const uint4 *>(summary[j])[piece];
+        const int x[4] = {(int)v.x, (int)v.y, (int)v.z, (int)v.w};
+        for (int h = 0; h < m.G; h++) {
+            const int4 *k = reinterpret_cast<const int4 *>(q.k + h * (q4 ? 2 : 1) * stride) + piece;
+            int4 a = k[0];
+            int sum = 0;
+            if (q4) {
+                int4 b = k[LANES];
+                const int lo[4] = {a.x, a.y, a.z, a.w}, hi[4] = {b.x, b.y, b.z, b.w};
+#pragma unroll
+                for (int i = 0; i < 4; i++) {
+                    sum = __dp4a(x[i] & 0x0f0f0f0f, lo[i], sum);
+                    sum = __dp4a((int)((unsigned)x[i] >> 4) & 0x0f0f0f0f, hi[i], sum);
+                }
+            } else {
+                sum = __dp4a(x[0], a.x, __dp4a(x[1], a.y, __dp4a(x[2], a.z, __dp4a(x[3], a.w, 0))));
+            }
+#pragma unroll
+            for (int step = 1; step < LANES / 2; step *= 2) sum += __shfl_xor_sync(0xffffffffu, sum, step);
+            int other = __shfl_xor_sync(0xffffffffu, sum, LANES / 2);
+            if (piece == 0 && j < n)
+                s[h * SCORE_PAGES + j] = coded_score(sum, other, scales[j], alpha, q, h, m);
+        }
+    }
+}
+
+/* The same for every width; a warp scores one page for all heads. */
+static __device__ __forceinline__ void score_codes_plain(float *s, const struct coded &q,
+                                                         const char *const *summary,
+                                                         const char *const *scales, int n, float alpha,
+                                                         const struct dims &m)
+{
+    int lane = threadIdx.x % 32, stride = (int)m.summary_stride, middle = stride / 2, planes = code_planes(m);
+    for (int j = threadIdx.x / 32; j < n; j += SCORE_THREADS / 32)
+        for (int h = 0; h < m.G; h++) {
+            const signed char *k = q.k + h * planes * stride;
+            int sum[2] = {0, 0};
+            for (int i = lane; i < stride; i += 32) {
+                int byte = (signed char)summary[j][i];
+                int x = planes == 2 ? (byte & 15) * k[i] + (byte >> 4 & 15) * k[stride + i] : byte * k[i];
+                sum[0] += i < middle ? x : 0;
+                sum[1] += i < middle ? 0 : x;
+            }
+            int c = __reduce_add_sync(0xffffffffu, sum[0]), u = __reduce_add_sync(0xffffffffu, sum[1]);
+            if (lane == 0) s[h * SCORE_PAGES + j] = coded_score(c, u, scales[j], alpha, q, h, m);
+        }
+}
+
+/* LANES: 0 for the plain way; with CODES those of a summary with codes. */
+template <int LANES, bool CODES>
 static __global__ void __launch_bounds__(SCORE_THREADS, LANES ? 4 : 2)
     score(struct scratch to, const float *q, struct kv_layer kv, struct batch b, struct dims m)
 {
     extern __shared__ __align__(16) float shared[];
-    __shared__ const char *summary[SCORE_PAGES];
-    float *w = shared, *s = w + m.G * 2 * m.E; /* (G,2E), (G,SCORE_PAGES) */
+    __shared__ const char *summary[SCORE_PAGES], *scales[CODES ? SCORE_PAGES : 1];
+    float *s = shared, *w = s + m.G * SCORE_PAGES; /* (G,SCORE_PAGES), (G,2E) or struct coded */
     int span = blockIdx.z, kv_head = blockIdx.y, from = blockIdx.x * SCORE_PAGES;
     const struct decode_span sp = b.decode[span];
     if (sp.n_rows <= 0) return;
@@ -192,12 +322,20 @@ static __global__ void __launch_bounds__(SCORE_THREADS, LANES ? 4 : 2)
     int n = min(c.n - from, (int)SCORE_PAGES);
     if (!scored(c, sp) || n <= 0) return;
     size_t row = (size_t)(sp.row0 + sp.n_rows - 1);
-    bound_queries(w, q + (row * (size_t)m.Qr + (size_t)(kv_head * m.G)) * (size_t)m.E, sp.alpha, m);
-    if ((int)threadIdx.x < n)
-        summary[threadIdx.x] = page_summary(
-            page_place_of(kv, span_blocks(b, m, sp.slot), c.first + from + (int)threadIdx.x, m), m, kv_head);
+    const float *queries = q + (row * (size_t)m.Qr + (size_t)(kv_head * m.G)) * (size_t)m.E;
+    struct coded coded = coded_of(w, m);
+    if (CODES) code_queries(coded, queries, m);
+    else bound_queries(w, queries, sp.alpha, m);
+    if ((int)threadIdx.x < n) {
+        struct page_place at =
+            page_place_of(kv, span_blocks(b, m, sp.slot), c.first + from + (int)threadIdx.x, m);
+        summary[threadIdx.x] = page_summary(at, m, kv_head);
+        if (CODES) scales[threadIdx.x] = page_scales(at, m, kv_head);
+    }
     __syncthreads(); /* q' is there, and where the summaries are */
-    if (LANES) score_pages<LANES ? LANES : 32>(s, w, summary, n, m);
+    if (CODES && LANES) score_codes<LANES ? LANES : 32>(s, coded, summary, scales, n, sp.alpha, m);
+    else if (CODES) score_codes_plain(s, coded, summary, scales, n, sp.alpha, m);
+    else if (LANES) score_pages<LANES ? LANES : 32>(s, w, summary, n, m);
     else score_pages_plain(s, w, summary, n, m);
     __syncthreads(); /* scores are there */
 
@@ -373,6 +511,21 @@ static __global__ void __launch_bounds__(CHOOSE_THREADS)
     if (threadIdx.x == 0) count[head] = n;
 }
 
+/* Codes take the fast way where a page's lie in 16-byte pieces, 4 to 32 of them. */
+static decltype(&score<0, false>) score_kernel(const struct dims *m)
+{
+    if (has_codes(*m)) {
+        size_t stride = m->summary_stride;
+        return stride == 64    ? score<4, true>
+               : stride == 128 ? score<8, true>
+               : stride == 256 ? score<16, true>
+               : stride == 512 ? score<32, true>
+                               : score<0, true>;
+    }
+    if (m->summary == SUMMARY_F32) return score<0, false>;
+    return m->E == 128 ? score<32, false> : m->E == 64 ? score<16, false> : score<0, false>;
+}
+
 extern "C" void cuda_select(struct device *d, int32_t *pages, int32_t *count, const float *q,
                             const struct kv_layer *kv, const struct batch *b, void *scratch,
                             const struct dims *m)
@@ -384,11 +537,9 @@ extern "C" void cuda_select(struct device *d, int32_t *pages, int32_t *count, co
     struct scratch s = scratch_of(scratch, m);
     int most = candidates_most(b, kv, m), room = most < CHOOSE_KEYS ? most : CHOOSE_KEYS;
     dim3 grid((unsigned)((most + SCORE_PAGES - 1) / SCORE_PAGES), (unsigned)m->Kr, (unsigned)b->n_decode);
-    size_t bytes = (size_t)m->G * (size_t)(2 * m->E + SCORE_PAGES) * sizeof(float);
-    auto kernel = m->summary == SUMMARY_F32 ? score<0>
-                  : m->E == 128             ? score<32>
-                  : m->E == 64              ? score<16>
-                                            : score<0>;
+    size_t query = has_codes(*m) ? coded_bytes(*m) : (size_t)(m->G * 2 * m->E) * sizeof(float);
+    size_t bytes = (size_t)(m->G * SCORE_PAGES) * sizeof(float) + query;
+    auto kernel = score_kernel(m);
     allow_shared(kernel, bytes);
     kernel<<<grid, SCORE_THREADS, bytes, stream>>>(s, q, *kv, *b, *m);
     cuda_check_launch("select (score)");
