@@ -55,6 +55,10 @@ struct tile {
      * middle, and of abs_e * code_e of the half-width, of the summaries at row. Up to TILE_CODE_PAD - 1 bytes
      * behind a row's codes are read and count for nothing. */
     void (*code_dots)(int32_t *c, int32_t *u, const struct tile_codes *q, const char *const *row, int n);
+    /* s (n_q,s_stride) = (c * scale_c + u * (alpha * scale_u)) * q->scale for n columns, a multiple of 8, of
+     * code_dots' c and u; scales: pairs of bf16, scale_c in the low half. */
+    void (*code_scores)(float *s, size_t s_stride, const int32_t *c, const int32_t *u,
+                        const struct tile_codes *q, const uint32_t *scales, float alpha, int n);
     /* kt (n_e,TILE_COLS) f32 = the n_e elements at row[c] + byte_offset, c < n_cols (a multiple of 16; the
      * other columns are left alone). n_e is even and at most TILE_DEPTH. */
     void (*load_keys)(float *kt, const char *const *row, size_t byte_offset, int n_cols, int n_e,
@@ -78,6 +82,9 @@ struct tile {
     /* x (n) = the n elements at `from`, and back with one rounding as runtime/base/dtype.h does it. */
     void (*widen)(float *x, const char *from, int n, enum dtype type);
     void (*narrow)(char *to, const float *x, int n, enum dtype type);
+    /* key (n) = x (n), which may be the same memory, as integers of the same order: NaN is INT_MIN + 1, -0
+     * equal to 0. */
+    void (*order)(int32_t *key, const float *x, int n);
     /* How many of key (n, a multiple of 16) are at least `limit`. */
     int (*count_at_least)(const int32_t *key, int n, int32_t limit);
 };
@@ -92,8 +99,11 @@ static inline float tile_move(float *ml, float m)
 }
 
 extern const struct tile tile_portable, tile_avx2, tile_avx512;
-/* Eight-bit products: the same instructions serve both. */
+/* What needs no more than AVX2 serves both. */
+void tile_avx2_order(int32_t *key, const float *x, int n);
 void tile_avx2_code_dots(int32_t *c, int32_t *u, const struct tile_codes *q, const char *const *row, int n);
+void tile_avx2_code_scores(float *s, size_t s_stride, const int32_t *c, const int32_t *u,
+                           const struct tile_codes *q, const uint32_t *scales, float alpha, int n);
 const struct tile *tile_of(enum cpu_isa isa);
 
 /* --- what the ops share --- */

@@ -90,9 +90,12 @@ static int tile_rows(const struct select *a, struct tile_rows *to, int task, int
     const int32_t *block = blocks + (c.first + first) / per_block;
     for (int j = 0; j < n; page = 0, block++) {
         const char *record = kv_layer_block(a->kv, m, *block);
-        for (; page < per_block && j < n; page++, j++) {
-            to->row[j] = record + kv_summary_offset(m, kv_head, page);
-            to->scales[j] = record + kv_scales_offset(m, kv_head, page);
+        const char *row = record + kv_summary_offset(m, kv_head, page);
+        const char *scales = record + kv_scales_offset(m, kv_head, page);
+        for (; page < per_block && j < n; page++, j++, row += m->summary_stride) {
+            to->row[j] = row;
+            to->scales[j] = scales;
+            scales += SUMMARY_SCALES_BYTES;
         }
     }
     for (int j = n; j < TILE_COLS; j++) to->row[j] = tile_zero_row;
@@ -133,23 +136,16 @@ static void score_codes(const struct select *a, float *score, const struct tile_
                         const struct tile_rows *rows, int n, const struct tile_rows *next, int n_next)
 {
     int32_t c[TILE_MAX_G * TILE_COLS], u[TILE_MAX_G * TILE_COLS];
-    float scale[2][TILE_COLS];
+    uint32_t scales[TILE_COLS];
     for (int j = 0; j < n_next; j++) {
         for (size_t at = 0; at < a->m->summary_stride; at += 64) __builtin_prefetch(next->row[j] + at);
         if (j % (64 / SUMMARY_SCALES_BYTES) == 0) __builtin_prefetch(next->scales[j]);
     }
-    a->tile->code_dots(c, u, q, rows->row, (n + 3) / 4 * 4);
-    for (int j = 0; j < n; j++) {
-        uint16_t pair[2];
-        memcpy(pair, rows->scales[j], sizeof pair);
-        scale[0][j] = dtype_f32_from_bf16(pair[0]);
-        scale[1][j] = dtype_f32_from_bf16(pair[1]) * alpha;
-    }
-    for (int i = 0; i < q->n_q; i++, score += score_stride(a->m))
-        for (int j = 0; j < n; j++)
-            score[j] =
-                ((float)c[i * TILE_COLS + j] * scale[0][j] + (float)u[i * TILE_COLS + j] * scale[1][j]) *
-                q->scale[i];
+    int padded = (n + 7) / 8 * 8;
+    for (int j = 0; j < n; j++) memcpy(&scales[j], rows->scales[j], sizeof *scales);
+    for (int j = n; j < padded; j++) scales[j] = 0;
+    a->tile->code_dots(c, u, q, rows->row, padded);
+    a->tile->code_scores(score, score_stride(a->m), c, u, q, scales, alpha, padded);
 }
 
 /* Scores of up to SCORE_PAGES candidates for the heads of the group. While a tile is scored the next one is
@@ -212,14 +208,6 @@ static void reduce_group(const struct select *a, float *score, int n, enum score
     }
 }
 
-/* A float as an integer of the same order; NaN below everything, -0 equal to 0. */
-static inline int32_t ordered(float x)
-{
-    if (x != x) return INT_MIN + 1;
-    int32_t i = (int32_t)dtype_f32_bits(x + 0.0f);
-    return i < 0 ? i ^ INT_MAX : i;
-}
-
 /* The n-th largest of key (padded, a multiple of 16), n >= 1. */
 static int32_t nth_largest(const struct tile *tile, const int32_t *key, int padded, int n)
 {
@@ -268,20 +256,20 @@ static void choose_task(void *arg, int task, int thread)
     int32_t *key = (int32_t *)(void *)score;
     reduce_group(a, score, c.n, (enum score_group)s->group);
     int padded = (c.n + 15) / 16 * 16, n_forced = 0;
-    for (int j = 0; j < c.n; j++) {
-        bool forced = j == c.n - 1 || c.first + j < s->n_sink;
-        int32_t k = ordered(score[j]);
-        memcpy(&key[j], &(int32_t){forced ? INT_MAX : k}, sizeof k);
-        n_forced += forced;
-    }
-    for (int j = c.n; j < padded; j++) memcpy(&key[j], &(int32_t){INT_MIN}, sizeof(int32_t));
+    a->tile->order(key, score, c.n);
+    for (int j = c.n; j < padded; j++) key[j] = INT_MIN;
+    for (int j = 0; j < c.n - 1 && c.first + j < s->n_sink; j++, n_forced++) key[j] = INT_MAX;
+    key[c.n - 1] = INT_MAX;
+    n_forced++;
     int n = c.n_select > n_forced ? c.n_select : n_forced;
     int32_t limit = nth_largest(a->tile, key, padded, n);
     int above = limit == INT_MAX ? 0 : a->tile->count_at_least(key, padded, limit + 1), taken = 0;
     int ties = n - above;
-    for (int j = 0; j < c.n && taken < n; j++) {
-        if (key[j] < limit || (key[j] == limit && ties-- <= 0)) continue;
-        page[taken++] = c.first + j;
+    for (int j = 0; j < c.n && taken < n; j++) { /* no branch: which pages are taken cannot be guessed */
+        bool tie = key[j] == limit;
+        page[taken] = c.first + j;
+        taken += (key[j] > limit) | (tie & (ties > 0));
+        ties -= tie;
     }
     ASSERT(taken == n);
     a->count[task] = n;

@@ -2,6 +2,7 @@
  *
  * attention.h says what each computes and what must hold. This is the reference that the vector forms are
  * tested beside, and the only form on processors that have neither AVX2 nor AVX-512. */
+#include <limits.h>
 #include <math.h>
 
 #include "kernels/cpu/attention.h"
@@ -133,8 +134,30 @@ static void code_dots(int32_t *c, int32_t *u, const struct tile_codes *q, const 
         }
 }
 
-const struct tile tile_portable = {dots,   code_dots, load_keys, scores, weigh,
-                                   values, scale_by,  widen,     narrow, count_at_least};
+static void code_scores(float *s, size_t s_stride, const int32_t *c, const int32_t *u,
+                        const struct tile_codes *q, const uint32_t *scales, float alpha, int n)
+{
+    for (int i = 0; i < q->n_q; i++)
+        for (int j = 0; j < n; j++) {
+            float scale_c = dtype_f32_from_bf16((uint16_t)scales[j]);
+            float scale_u = dtype_f32_from_bf16((uint16_t)(scales[j] >> 16)) * alpha;
+            s[(size_t)i * s_stride + (size_t)j] =
+                ((float)c[i * TILE_COLS + j] * scale_c + (float)u[i * TILE_COLS + j] * scale_u) * q->scale[i];
+        }
+}
+
+static void order(int32_t *key, const float *x, int n)
+{
+    for (int j = 0; j < n; j++) {
+        float f = x[j];
+        int32_t i = (int32_t)dtype_f32_bits(f + 0.0f);
+        i = f != f ? INT_MIN + 1 : i < 0 ? i ^ INT_MAX : i;
+        memcpy(&key[j], &i, sizeof i); /* key may be x */
+    }
+}
+
+const struct tile tile_portable = {dots,   code_dots, code_scores, load_keys, scores, weigh,
+                                   values, scale_by,  widen,       narrow,    order,  count_at_least};
 
 const struct tile *tile_of(enum cpu_isa isa)
 {

@@ -1,5 +1,6 @@
 /* tile_avx2.c - tile primitives of attention with AVX2, FMA and F16C. */
 #include <immintrin.h>
+#include <limits.h>
 #include <math.h>
 
 #include "kernels/cpu/attention.h"
@@ -244,29 +245,41 @@ static inline __m128i code_reduce4(__m256i a, __m256i b, __m256i c, __m256i d)
 
 static inline void code_store2(int32_t *to, __m128i x) { _mm_storel_epi64((__m128i *)(void *)to, x); }
 
-/* Two pages at once. Sums of 16 bits hold: 8 products of a pair are at most 8 * 2 * 15 * 127. */
-INLINE void dots_q4(int32_t *c, int32_t *u, const struct tile_codes *q, const char *const *row, int segments)
+/* Two pages at once, their codes unpacked once for all queries. Sums of 16 bits hold: 8 products of a pair are
+ * at most 8 * 2 * 15 * 127. */
+INLINE void dots_q4(int32_t *c, int32_t *u, const struct tile_codes *q, const char *const *row,
+                    const int segments)
 {
+    __m256i x[2][4][4]; /* page, segment, low and high codes of the middle, of the half-width */
     int half = q->E / 2;
-    for (int i = 0; i < q->n_q; i++) {
-        __m256i sum[4] = {_mm256_setzero_si256(), _mm256_setzero_si256(), _mm256_setzero_si256(),
-                          _mm256_setzero_si256()};
-        for (int s = 0; s < segments; s++) {
-            const int8_t *at = q->q[i] + 32 * s, *abs = q->abs[i] + 32 * s;
-            __m256i q0 = code_load(at), q1 = code_load(at + 32 * segments);
-            __m256i a0 = code_load(abs), a1 = code_load(abs + 32 * segments);
 #pragma GCC unroll 2
-            for (int j = 0; j < 2; j++) {
-                __m256i x = code_load(row[j] + 32 * s), y = code_load(row[j] + half + 32 * s);
-                x = _mm256_add_epi16(_mm256_maddubs_epi16(low_nibbles(x), q0),
-                                     _mm256_maddubs_epi16(high_nibbles(x), q1));
-                y = _mm256_add_epi16(_mm256_maddubs_epi16(low_nibbles(y), a0),
-                                     _mm256_maddubs_epi16(high_nibbles(y), a1));
-                sum[j] = _mm256_add_epi16(sum[j], x);
-                sum[2 + j] = _mm256_add_epi16(sum[2 + j], y);
+    for (int j = 0; j < 2; j++)
+#pragma GCC unroll 4
+        for (int s = 0; s < segments; s++) {
+            __m256i middle = code_load(row[j] + 32 * s), width = code_load(row[j] + half + 32 * s);
+            x[j][s][0] = low_nibbles(middle);
+            x[j][s][1] = high_nibbles(middle);
+            x[j][s][2] = low_nibbles(width);
+            x[j][s][3] = high_nibbles(width);
+        }
+    for (int i = 0; i < q->n_q; i++) {
+        __m256i sum[2][2];
+#pragma GCC unroll 2
+        for (int v = 0; v < 2; v++) {
+            const int8_t *at = v ? q->abs[i] : q->q[i];
+#pragma GCC unroll 4
+            for (int s = 0; s < segments; s++) {
+                __m256i q0 = code_load(at + 32 * s), q1 = code_load(at + 32 * (segments + s));
+#pragma GCC unroll 2
+                for (int j = 0; j < 2; j++) {
+                    __m256i y = _mm256_add_epi16(_mm256_maddubs_epi16(x[j][s][2 * v], q0),
+                                                 _mm256_maddubs_epi16(x[j][s][2 * v + 1], q1));
+                    sum[v][j] = s ? _mm256_add_epi16(sum[v][j], y) : y;
+                }
             }
         }
-        __m128i both = code_reduce4(code_sum(sum[0]), code_sum(sum[1]), code_sum(sum[2]), code_sum(sum[3]));
+        __m128i both =
+            code_reduce4(code_sum(sum[0][0]), code_sum(sum[0][1]), code_sum(sum[1][0]), code_sum(sum[1][1]));
         code_store2(c + i * TILE_COLS, _mm_sub_epi32(both, _mm_set1_epi32(8 * q->sum[i])));
         code_store2(u + i * TILE_COLS, _mm_unpackhi_epi64(both, both));
     }
@@ -304,9 +317,41 @@ void tile_avx2_code_dots(int32_t *c, int32_t *u, const struct tile_codes *q, con
         for (int j = 0; j < n; j += 2) dots_q4(c + j, u + j, q, row + j, 1);
     else if (segments == 4)
         for (int j = 0; j < n; j += 2) dots_q4(c + j, u + j, q, row + j, 2);
+    else if (segments == 6)
+        for (int j = 0; j < n; j += 2) dots_q4(c + j, u + j, q, row + j, 3);
     else
-        for (int j = 0; j < n; j += 2) dots_q4(c + j, u + j, q, row + j, segments / 2);
+        for (int j = 0; j < n; j += 2) dots_q4(c + j, u + j, q, row + j, 4);
 }
 
-const struct tile tile_avx2 = {dots,   tile_avx2_code_dots, load_keys, scores, weigh, values, scale_by, widen,
-                               narrow, count_at_least};
+void tile_avx2_code_scores(float *s, size_t s_stride, const int32_t *c, const int32_t *u,
+                           const struct tile_codes *q, const uint32_t *scales, float alpha, int n)
+{
+    vec a = vec_set1(alpha);
+    for (int j = 0; j < n; j += 8) {
+        __m256i pair = code_load(scales + j);
+        vec scale_c = even_of(pair), scale_u = vec_mul(odd_of(pair), a);
+        for (int i = 0; i < q->n_q; i++) {
+            vec x = _mm256_cvtepi32_ps(code_load(c + i * TILE_COLS + j));
+            vec y = _mm256_cvtepi32_ps(code_load(u + i * TILE_COLS + j));
+            x = vec_add(vec_mul(x, scale_c), vec_mul(y, scale_u));
+            vec_store(s + (size_t)i * s_stride + j, vec_mul(x, vec_set1(q->scale[i])));
+        }
+    }
+}
+
+void tile_avx2_order(int32_t *key, const float *x, int n)
+{
+    for (int j = 0; j < n; j += 8) {
+        vec f = n - j < 8 ? vec_load_n(x + j, n - j) : vec_load(x + j);
+        __m256i i = _mm256_castps_si256(vec_add(f, vec_zero()));
+        i = _mm256_xor_si256(i, _mm256_srli_epi32(_mm256_srai_epi32(i, 31), 1));
+        __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(f, f, _CMP_UNORD_Q));
+        i = _mm256_blendv_epi8(i, _mm256_set1_epi32(INT_MIN + 1), nan);
+        if (n - j < 8) _mm256_maskstore_epi32(key + j, lanes_below(n - j), i);
+        else _mm256_storeu_si256((__m256i *)(void *)(key + j), i);
+    }
+}
+
+const struct tile tile_avx2 = {
+    dots,   tile_avx2_code_dots, tile_avx2_code_scores, load_keys, scores, weigh, values, scale_by, widen,
+    narrow, tile_avx2_order,     count_at_least};

@@ -219,4 +219,5 @@ static int count_at_least(const int32_t *key, int n, int32_t limit)
 #include "kernels/cpu/tile_simd.h"
 
 const struct tile tile_avx512 = {
-    dots, tile_avx2_code_dots, load_keys, scores, weigh, values, scale_by, widen, narrow, count_at_least};
+    dots,   tile_avx2_code_dots, tile_avx2_code_scores, load_keys, scores, weigh, values, scale_by, widen,
+    narrow, tile_avx2_order,     count_at_least};
