@@ -53,8 +53,8 @@ static void masks_are_what_can_follow(void **state)
 {
     (void)state;
     static const char *const schemas[] = {
-        "{\"properties\": {\"ab\": {\"type\": \"integer\"}, \"c\": {\"enum\": [\"ab\", \"b\"]}}, "
-        "\"required\": [\"ab\"]}",
+        ("{\"properties\": {\"ab\": {\"type\": \"integer\"}, \"c\": {\"enum\": [\"ab\", \"b\"]}}, "
+         "\"required\": [\"ab\"]}"),
         "{\"type\": \"string\", \"maxLength\": 3}",
         "{\"type\": \"array\", \"items\": {\"type\": [\"number\", \"null\"]}}",
         "{}",
