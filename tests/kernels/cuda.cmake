@@ -27,6 +27,7 @@ foreach(seed 1 2 3 4)
   cuda_test(attention.steps.${seed} ENV ${checks} EMU_RACE=${race}
     COMMAND ${bin}/test_kernels_attention --device cuda --only test_steps*)
   cuda_test(ops.${seed} ENV ${checks} EMU_RACE=${race} COMMAND ${bin}/test_kernels_ops --device cuda)
+  cuda_test(top_k.${seed} ENV ${checks} EMU_RACE=1 COMMAND ${bin}/cuda_kernels_top_k)
   cuda_test(device.${seed} ENV ${checks} COMMAND ${bin}/cuda_kernels_device)
 endforeach()
 

@@ -1,4 +1,4 @@
-/* test_cuda_top_k.c - top_k and convert on the GPU beside the CPU's, which test_cpu_ops.c holds to their definitions:
+/* cuda_top_k.c - top_k and convert on the GPU beside the CPU's, which test_ops.c holds to their definitions:
  * the same bits, and canaries behind every output. */
 #include "tests/kernels/guard.h"
 
