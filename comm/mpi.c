@@ -99,6 +99,9 @@ void mpi_gather(struct comm *c, const void *mine, size_t n_bytes, void *all, con
     }
     mpi_check(MPI_Gatherv(mine, (int)n_bytes, MPI_BYTE, all, c->gather_n, c->gather_at, MPI_BYTE, 0, c->mpi),
               "MPI_Gatherv");
+    /* A sender may return from the gather with bytes still queued, which move only while it is inside MPI; it would
+     * go to sleep on the control channel with them (98 KiB of logits over TCP: rank 0 waited for ever). */
+    mpi_check(MPI_Barrier(c->mpi), "MPI_Barrier");
 }
 
 static void mpi_reserve(struct comm *c, size_t n_f32)
