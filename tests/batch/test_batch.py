@@ -264,8 +264,10 @@ def test_what_does_not_belong_together_is_refused(tmp_path, model, requests):
     batch = Batch(tmp_path / "results", model, requests)
     process = batch.start("--drain", "0")
     batch.wait_for_records(2, process)
+    process.send_signal(signal.SIGSTOP)  # or it is done before the other one has looked
     cli.one_line(batch.run(), 2, "another retro batch is writing it")
     process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGCONT)
     assert ended(process)[0] == 75
     other = Batch(tmp_path / "results", model, tmp_path / "other.jsonl")
     write_requests(other.source, 10)
