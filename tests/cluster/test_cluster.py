@@ -152,7 +152,7 @@ def test_idle_ranks_are_left_alone_and_watched(hosts, tiny):
 
 def test_start_that_waits_for_a_rank(hosts, tiny):
     """A rank that stands still while it loads is named when the deadline of the start is over."""
-    with Job(hosts, *words(tiny, "--peer-timeout", 2)) as job:
+    with Job(hosts, *words(tiny, "--peer-timeout", 2, "--start-timeout", 10)) as job:
         assert wait_until(lambda: len(hosts.processes("retro", 1)) == 1, 30)
         pid = next(iter(hosts.processes("retro", 1)))
         assert wait_until(lambda: (job.log_dir / "rank-1.jsonl").exists(), 30), job.said
