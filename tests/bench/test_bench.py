@@ -127,7 +127,7 @@ def test_built_in_shape_is_the_folder():
     """Without --model: configs/shapes/1b. Seen by the line about what does not fit, up to what is free."""
     words = ("bench", "decode", "--contexts", 16000000, "--batches", 64)
     lines = [
-        cli.one_line(cli.run(*words, *more), 4, "GiB on a rank").split("), ")[0]
+        cli.one_line(cli.run(*words, *more), 4, "GiB on a rank").split(" GiB free")[0].rsplit(", ", 1)[0]
         for more in ((), ("--model", SHAPES / "1b", "--random-weights"))
     ]
     assert lines[0] == lines[1] and "weights 1.94" in lines[0]
