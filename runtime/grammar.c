@@ -327,7 +327,7 @@ struct check {
     int32_t *visited;        /* (n_nodes) number of the last visit */
     int32_t n_visits;
     int64_t work;          /* nodes looked at */
-    int32_t *todo;         /* (n_nodes) */
+    int32_t *pending;      /* (n_nodes) */
     unsigned char *colour; /* (n_rules) 0 new, 1 being looked at, 2 done */
 };
 
@@ -338,11 +338,11 @@ static bool reaches_end(struct check *c, int rule, bool reading, unsigned char *
     const struct grammar *g = c->g;
     int32_t visit = ++c->n_visits;
     size_t n = 0;
-    c->todo[n++] = g->rule_node[rule];
+    c->pending[n++] = g->rule_node[rule];
     c->visited[g->rule_node[rule]] = visit;
     bool end = false;
     for (; n > 0; c->work++) {
-        const struct grammar_node *node = &g->node[c->todo[--n]];
+        const struct grammar_node *node = &g->node[c->pending[--n]];
         int32_t go[2] = {-1, -1};
         if (node->kind == NODE_RETURN) end = true;
         else if (node->kind == NODE_SPLIT) go[0] = node->a, go[1] = node->b;
@@ -354,7 +354,7 @@ static bool reaches_end(struct check *c, int rule, bool reading, unsigned char *
         for (int i = 0; i < 2; i++)
             if (go[i] >= 0 && c->visited[go[i]] != visit) {
                 c->visited[go[i]] = visit;
-                c->todo[n++] = go[i];
+                c->pending[n++] = go[i];
             }
     }
     return end;
@@ -397,7 +397,7 @@ static enum status check_rules(struct grammar *g, struct reason *why)
                       .nullable = buffer_zeroed(g->n_rules, sizeof(bool)),
                       .finite = buffer_zeroed(g->n_rules, sizeof(bool)),
                       .visited = buffer_zeroed(g->n_nodes, sizeof(int32_t)),
-                      .todo = buffer_zeroed(g->n_nodes, sizeof(int32_t)),
+                      .pending = buffer_zeroed(g->n_nodes, sizeof(int32_t)),
                       .colour = buffer_zeroed(g->n_rules, 1)};
     enum status status = STATUS_OK;
     settle(&c, c.nullable, false);
@@ -414,7 +414,7 @@ static enum status check_rules(struct grammar *g, struct reason *why)
     free(c.nullable);
     free(c.finite);
     free(c.visited);
-    free(c.todo);
+    free(c.pending);
     free(c.colour);
     return status;
 }

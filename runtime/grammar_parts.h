@@ -72,8 +72,8 @@ struct grammar_run {
     size_t n_masks, masks_capacity, mask_words;
     bool *mask_any; /* (n_masks) */
     /* Scratch of one closure. */
-    struct grammar_thread *set, *todo;
-    size_t n_set, set_capacity, n_todo, todo_capacity;
+    struct grammar_thread *set, *pending;
+    size_t n_set, set_capacity, n_pending, pending_capacity;
     struct grammar_table seen;
     struct grammar_thread *seen_thread;
     size_t n_seen, seen_capacity;

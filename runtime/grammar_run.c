@@ -46,18 +46,18 @@ static void visit(struct grammar_run *r, int32_t node, int32_t stack)
     r->seen_thread = grammar_grow(r->seen_thread, r->n_seen, &r->seen_capacity, sizeof *r->seen_thread);
     r->seen_thread[r->n_seen] = (struct grammar_thread){node, stack};
     grammar_table_add(&r->seen, hash, (int32_t)r->n_seen++);
-    r->todo = grammar_grow(r->todo, r->n_todo, &r->todo_capacity, sizeof *r->todo);
-    r->todo[r->n_todo++] = (struct grammar_thread){node, stack};
+    r->pending = grammar_grow(r->pending, r->n_pending, &r->pending_capacity, sizeof *r->pending);
+    r->pending[r->n_pending++] = (struct grammar_thread){node, stack};
 }
 
-/* Follows all moves that read nothing from r->todo into r->set; true when the text may end. */
+/* Follows all moves that read nothing from r->pending into r->set; true when the text may end. */
 static bool close_set(struct grammar *g)
 {
     struct grammar_run *r = &g->run;
     bool may_end = false;
     r->n_set = 0;
-    while (r->n_todo > 0) {
-        struct grammar_thread t = r->todo[--r->n_todo];
+    while (r->n_pending > 0) {
+        struct grammar_thread t = r->pending[--r->n_pending];
         const struct grammar_node *n = &g->node[t.node];
         int frame;
         switch (n->kind) {
@@ -159,7 +159,7 @@ void grammar_run_close(struct grammar *g)
     free(r->mask);
     free(r->mask_any);
     free(r->set);
-    free(r->todo);
+    free(r->pending);
     free(r->seen_thread);
     grammar_table_free(&r->config_table);
     grammar_table_free(&r->stack_table);
