@@ -250,8 +250,11 @@ static _Noreturn void take_over(struct heartbeat *h, const struct cause *c)
     } while (net_wait_for(h->mesh.fd, POLLIN, until) && clock_us() < until);
     mesh_tell_end(&h->mesh);
     h->options.record(c, &h->watch, c->kind != CAUSE_UNREACHABLE);
+    /* A word now would wait in the launcher's daemon for the lost host, and a daemon whose connection has bytes to
+     * send probes it no more: it would live on. So it has the time to notice first. */
+    if (stay > 0) wait_for_signal(h, clock_us() + stay);
     h->options.print(c);
-    leave(h, c->exit_code, stay);
+    leave(h, c->exit_code, 0);
 }
 
 /* Tells this rank's own end, by signal or DIE, once. */

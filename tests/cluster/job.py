@@ -58,9 +58,10 @@ class Job:
         return self.errors.read_text(errors="replace")
 
     def runs(self):
-        """Waits until tokens come; knows the ranks' processes then."""
+        """Waits until tokens come and every rank has told so (two beats, comm/heartbeat.c); knows their processes then."""
         assert wait_until(lambda: self.output.stat().st_size > 40 or self.process.poll() is not None, 60), self.said
         assert self.process.poll() is None, self.said
+        time.sleep(0.5)
         self.pids = {r: next(iter(self.hosts.processes("retro", r))) for r in range(self.ranks)}
         return self
 
