@@ -4,6 +4,7 @@
 #include <stdlib.h>
 
 #include "comm/group.h"
+#include "comm/probe.h"
 #include "runtime/base/clock.h"
 #include "runtime/base/die.h"
 #include "runtime/base/progress.h"
@@ -47,6 +48,8 @@ struct comm *comm_open(const struct comm_world *w, int n_ranks)
 }
 
 #ifndef RETRO_HAVE_CUDA
+int comm_nccl_version(void) { return 0; }
+
 enum status comm_use_nccl(struct comm *c, const struct comm_world *w, double timeout_s, struct reason *why)
 {
     (void)c;

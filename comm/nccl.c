@@ -23,8 +23,10 @@
 #include <time.h>
 
 #include "comm/group.h"
+#include "comm/probe.h"
 #include "runtime/base/clock.h"
 #include "runtime/base/die.h"
+#include "runtime/base/uuid.h"
 
 enum { LOOK_US = 1000 }; /* between two looks at the asynchronous error */
 
@@ -38,7 +40,7 @@ struct nccl_state {
 
 /* Where a rank computes. */
 struct place {
-    unsigned char uuid[16];
+    unsigned char uuid[UUID_BYTES];
     int ordinal, n_gpus;
     char name[64], host[64];
 };
@@ -150,15 +152,6 @@ static struct place my_place(const struct comm_world *w)
     return p;
 }
 
-/* As nvidia-smi -L prints it. */
-static void print_uuid(char text[48], const struct place *p)
-{
-    size_t n = (size_t)snprintf(text, 48, "GPU-");
-    for (int i = 0; i < 16; i++)
-        n += (size_t)snprintf(text + n, 48 - n, i == 4 || i == 6 || i == 8 || i == 10 ? "-%02x" : "%02x",
-                              p->uuid[i]);
-}
-
 /* Over all ranks of the world, replicas too; the same verdict on each, since all see the same list. */
 static enum status compare_places(const struct comm_world *w, struct reason *why)
 {
@@ -169,8 +162,8 @@ static enum status compare_places(const struct comm_world *w, struct reason *why
     enum status status = STATUS_OK;
     for (int r = 0; r < w->size; r++) {
         const struct place *p = &all[r];
-        char uuid[48];
-        print_uuid(uuid, p);
+        char uuid[UUID_TEXT];
+        uuid_print(uuid, p->uuid);
         if (w->rank == 0) LOG_DEBUG("rank %d: GPU %d of %s, %s, %s", r, p->ordinal, p->host, p->name, uuid);
         for (int other = 0; other < r && status == STATUS_OK; other++)
             if (memcmp(p->uuid, all[other].uuid, sizeof p->uuid) == 0)
@@ -182,6 +175,12 @@ static enum status compare_places(const struct comm_world *w, struct reason *why
     }
     free(all);
     return status;
+}
+
+int comm_nccl_version(void)
+{
+    int version = 0;
+    return ncclGetVersion(&version) == ncclSuccess ? version : 0;
 }
 
 enum status comm_use_nccl(struct comm *c, const struct comm_world *w, double timeout_s, struct reason *why)
@@ -205,8 +204,7 @@ enum status comm_use_nccl(struct comm *c, const struct comm_world *w, double tim
     settle(s, r, "connecting the ranks");
     comm_arrive(c, "nccl_ready", timeout_s);
 
-    int version = 0;
-    ncclGetVersion(&version);
+    int version = comm_nccl_version();
     snprintf(c->description, sizeof c->description, "%d ranks by NCCL %d.%d.%d", c->size, version / 10000,
              version / 100 % 100, version % 100);
     c->table = &nccl_table;

@@ -13,7 +13,6 @@
 
 #include "comm/group.h"
 #include "comm/net.h"
-#include "runtime/base/clock.h"
 #include "runtime/base/die.h"
 
 void comm_mpi_version(char *text, size_t bytes)
@@ -65,59 +64,6 @@ void comm_clock_skew(const struct comm_world *w, int64_t *skew_us, int64_t *roun
         }
     }
     if (w->rank == 0) skew_us[0] = round_trip_us[0] = 0;
-}
-
-static int compare(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return x < y ? -1 : x > y;
-}
-
-/* Whole numbers, so that the expected sum is exact however it is formed. */
-static float element(int rank, size_t i) { return (float)(rank + 1) * (float)(i % 61 + 1); }
-
-/* One call, every element compared. */
-static bool sums_are_right(struct comm *c, float *buffer, size_t n)
-{
-    float factor = (float)(c->size * (c->size + 1) / 2);
-    int64_t wrong = 0;
-    for (size_t i = 0; i < n; i++) buffer[i] = element(c->rank, i);
-    comm_all_reduce(c, buffer, n, DTYPE_F32, NULL);
-    for (size_t i = 0; i < n; i++) wrong += buffer[i] != factor * (float)(i % 61 + 1);
-    comm_max_i64(c, &wrong, 1);
-    return wrong == 0;
-}
-
-/* Microseconds a call, as the slowest rank sees it: a collective is no faster. */
-static double time_calls(struct comm *c, float *buffer, size_t n, int calls)
-{
-    comm_barrier(c);
-    int64_t begun = clock_us();
-    for (int i = 0; i < calls; i++) comm_all_reduce(c, buffer, n, DTYPE_F32, NULL);
-    int64_t us = clock_us() - begun;
-    comm_max_i64(c, &us, 1);
-    return (double)us / calls;
-}
-
-void comm_time_all_reduce(struct comm *c, size_t n, struct comm_timing *t)
-{
-    /* CALLS: of a sample, because the clock counts whole microseconds. BUDGET_US: for all samples of a size. */
-    enum { SAMPLES = 20, CALLS = 16, BUDGET_US = 500000 };
-    double us[SAMPLES];
-    float *buffer = malloc(n * sizeof *buffer);
-    if (!buffer) DIE(EXIT_CODE_MEMORY, NULL, "no memory for an all-reduce of %zu elements", n);
-    *t = (struct comm_timing){.bytes = (int64_t)(n * sizeof(float)), .correct = sums_are_right(c, buffer, n)};
-    memset(buffer, 0, n * sizeof *buffer);
-    us[0] = time_calls(c, buffer, n, 1);
-    int calls = us[0] * CALLS * SAMPLES < BUDGET_US ? CALLS : 1, samples = 1;
-    for (double spent = us[0]; samples < SAMPLES && spent < BUDGET_US; samples++) {
-        us[samples] = time_calls(c, buffer, n, calls);
-        spent += us[samples] * calls;
-    }
-    free(buffer);
-    qsort(us, (size_t)samples, sizeof *us, compare);
-    t->median_us = us[samples / 2];
-    t->worst_us = us[samples - 1];
 }
 
 static void name_interface(struct in_addr address, char *name, size_t bytes, bool *loopback)

@@ -10,6 +10,9 @@
 /* One line with MPI's name and version; not collective. `bytes` of text. */
 void comm_mpi_version(char *text, size_t bytes);
 
+/* As the library gives it, 22703 for 2.27.3; 0 in a build without NCCL. Not collective. */
+int comm_nccl_version(void);
+
 /* A group of all ranks that goes through MPI even where shared memory would do. */
 struct comm *comm_open_mpi(const struct comm_world *w);
 
@@ -21,16 +24,6 @@ void comm_clock_skew(const struct comm_world *w, int64_t *skew_us, int64_t *roun
  * own host. `loopback`: the way leads to this host itself although rank 0 is elsewhere. */
 void comm_route_to_leader(const struct comm_world *w, char *interface, size_t interface_bytes, char *address,
                           size_t address_bytes, bool *loopback);
-
-struct comm_timing {
-    int64_t bytes;
-    double median_us, worst_us;
-    bool correct; /* every element of every rank */
-};
-
-/* All-reduce of `n` f32 in a group made ready with comm_reserve: whether sums are right, and how long it takes.
- * The same result on every rank. */
-void comm_time_all_reduce(struct comm *c, size_t n, struct comm_timing *t);
 
 /* Gathers `bytes` of every rank to rank 0, in rank order. */
 void comm_world_gather(const struct comm_world *w, const void *mine, size_t bytes, void *all);

@@ -12,5 +12,6 @@ struct device { /* first member of struct cpu_device and struct cuda_device */
 
 enum status cpu_device_open(struct device **out, const struct device_options *o, struct reason *why);
 enum status cuda_device_open(struct device **out, const struct device_options *o, struct reason *why);
+void cuda_find_gpu(struct device_gpu *g, int ordinal);
 
 #endif

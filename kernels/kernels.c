@@ -42,6 +42,16 @@ enum status device_open(struct device **out, enum device_kind kind, const struct
 #endif
 }
 
+void device_find_gpu(struct device_gpu *g, int ordinal)
+{
+    *g = (struct device_gpu){.n_visible = 0};
+#ifdef RETRO_HAVE_CUDA
+    cuda_find_gpu(g, ordinal);
+#else
+    (void)ordinal;
+#endif
+}
+
 void device_close(struct device *d)
 {
     if (d) d->close(d);

@@ -39,6 +39,7 @@
 
 #include "runtime/base/dtype.h"
 #include "runtime/base/status.h"
+#include "runtime/base/uuid.h"
 
 /* How the scores of a kv head's query heads become one. RECENT: no scores, the later page is the better
  * (StreamingLLM's choice, Xiao et al. 2309.17453); reads no summaries. */
@@ -289,6 +290,18 @@ struct device_options {
     enum dtype act; /* CPU: dims.act, what GEMMs read; f32 is 0 */
     int ordinal;    /* CUDA device */
 };
+
+/* The GPU that `device_open` would take for `ordinal`, and the libraries for it, without opening anything. Versions are
+ * major * 10000 + minor * 100 + patch; 0: unknown, or a build without CUDA. */
+struct device_gpu {
+    int driver, runtime, blas; /* the newest CUDA that the driver knows; libcudart's; cuBLAS's */
+    int n_visible, number;     /* GPUs that this process sees; which of them it would take */
+    int capability;            /* 90: sm_90 */
+    int64_t memory_bytes;
+    char name[64], uuid[UUID_TEXT];
+    char problem[128]; /* why n_visible is 0, in the runtime's words; "" else */
+};
+void device_find_gpu(struct device_gpu *g, int ordinal);
 
 /* Opens a device. BAD_OPTION with one line when this build or machine has none of that kind. */
 enum status device_open(struct device **out, enum device_kind kind, const struct device_options *o,

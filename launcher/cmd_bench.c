@@ -289,12 +289,17 @@ static void print_reduce(const struct options *o, const struct comm *c, const st
     fflush(stdout);
 }
 
-static void bench_sizes(const struct options *o, const struct comm_world *w, struct device *d,
-                        const struct option_ints *sizes, bool *right)
+static enum status bench_sizes(const struct options *o, const struct comm_world *w, struct device *d,
+                               const struct option_ints *sizes, bool *right, struct reason *why)
 {
     const struct ops *op = device_ops(d);
     size_t most = (size_t)largest(sizes) / sizeof(float);
     struct comm *c = comm_open(w, w->size);
+    enum status status = o->device == DEVICE_CUDA ? comm_use_nccl(c, w, o->start_timeout, why) : STATUS_OK;
+    if (status != STATUS_OK) {
+        comm_close(c);
+        return status;
+    }
     comm_reserve(c, most);
     float *buffer = op->mem_alloc(d, most * sizeof(float)), *host = op->host_alloc(d, most * sizeof(float));
     if (!buffer || !host) DIE(EXIT_CODE_MEMORY, "lower --sizes", "no memory for an all-reduce");
@@ -312,6 +317,7 @@ static void bench_sizes(const struct options *o, const struct comm_world *w, str
     op->mem_free(d, buffer, most * sizeof(float));
     op->host_free(d, host, most * sizeof(float));
     comm_close(c);
+    return STATUS_OK;
 }
 
 int cmd_bench_allreduce(const struct options *o, const struct comm_world *w)
@@ -330,7 +336,8 @@ int cmd_bench_allreduce(const struct options *o, const struct comm_world *w)
     struct device_options options = {.n_threads = 1, .ordinal = w->node_rank};
     if (status == STATUS_OK) status = device_open(&d, (enum device_kind)o->device, &options, &why);
     if (status != STATUS_OK) return session_fail(w, status, &why);
-    bench_sizes(o, w, d, &sizes, &right);
+    status = bench_sizes(o, w, d, &sizes, &right, &why);
     device_close(d);
+    if (status != STATUS_OK) return session_fail(w, status, &why);
     return right ? EXIT_CODE_OK : EXIT_CODE_BUG;
 }

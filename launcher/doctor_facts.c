@@ -29,35 +29,6 @@ static int64_t limit_of(int what)
     return (int64_t)l.rlim_cur;
 }
 
-/* First lines of a command's output, joined by "; "; "" when it is not there or fails. */
-static void ask(const char *command, char *text, size_t bytes)
-{
-    text[0] = 0;
-    FILE *f = popen(command, "r");
-    if (!f) return;
-    char line[256];
-    size_t n = 0;
-    while (fgets(line, sizeof line, f)) {
-        line[strcspn(line, "\n")] = 0;
-        if (n + 3 < bytes) n += (size_t)snprintf(text + n, bytes - n, "%s%s", n ? "; " : "", line);
-    }
-    if (pclose(f) != 0) text[0] = 0;
-}
-
-static void look_at_gpus(struct doctor_facts *f)
-{
-#ifdef RETRO_HAVE_CUDA
-    f->has_cuda = true;
-#endif
-    if (access("/dev/nvidiactl", F_OK) != 0) return;
-    ask("nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null | head -n 1", f->driver,
-        sizeof f->driver);
-    ask("nvidia-smi --query-gpu=index,name,memory.free --format=csv,noheader 2>/dev/null", f->gpus,
-        sizeof f->gpus);
-    ask("nvidia-smi --query-compute-apps=pid,process_name,used_memory --format=csv,noheader 2>/dev/null",
-        f->holders, sizeof f->holders);
-}
-
 /* The word in brackets: "always [madvise] never". */
 static void look_at_huge_pages(struct doctor_facts *f)
 {
@@ -88,7 +59,8 @@ void doctor_look(struct doctor_facts *f, const struct options *o, const struct c
     f->files_max = limit_of(RLIMIT_NOFILE);
     f->available = hostmem_available();
     look_at_huge_pages(f);
-    if (w->node_rank == 0) look_at_gpus(f);
+    f->wants_gpu = o->device == DEVICE_CUDA;
+    doctor_look_at_gpus(f);
 }
 
 /* ---- the model folder */

@@ -20,9 +20,7 @@ const char *doctor_verdict_name(enum doctor_verdict v)
     return names[v];
 }
 
-static void say(struct doctor_report *r, enum doctor_verdict v, const char *name, const char *format, ...)
-    __attribute__((format(printf, 4, 5)));
-static void say(struct doctor_report *r, enum doctor_verdict v, const char *name, const char *format, ...)
+void doctor_say(struct doctor_report *r, enum doctor_verdict v, const char *name, const char *format, ...)
 {
     ASSERT(r->n_lines < DOCTOR_LINES_MAX);
     struct doctor_line *l = &r->line[r->n_lines++];
@@ -34,38 +32,27 @@ static void say(struct doctor_report *r, enum doctor_verdict v, const char *name
     va_end(ap);
 }
 
-/* Every rank says the same text as rank 0. `offset` is a field of struct doctor_facts. */
-static void judge_same(struct doctor_report *r, const struct doctor_facts *all, int n, const char *name,
-                       size_t offset, bool only_first_of_host)
+void doctor_judge_same(struct doctor_report *r, const struct doctor_facts *all, int n, const char *name,
+                       size_t offset, enum doctor_verdict worst)
 {
     const char *first = (const char *)&all[0] + offset;
     for (int i = 1; i < n; i++) {
         const char *other = (const char *)&all[i] + offset;
-        if (only_first_of_host && all[i].node_rank != 0) continue;
         if (strcmp(first, other) == 0) continue;
-        say(r, DOCTOR_FAIL, name,
-            "rank 0 on %s has %.100s, rank %d on %s has %.100s: use the same everywhere", all[0].host,
-            first[0] ? first : "none", i, all[i].host, other[0] ? other : "none");
+        doctor_say(r, worst, name,
+                   "rank 0 on %s has %.100s, rank %d on %s has %.100s: use the same everywhere", all[0].host,
+                   first[0] ? first : "none", i, all[i].host, other[0] ? other : "none");
         return;
     }
-    say(r, DOCTOR_OK, name, "%s%s", first[0] ? first : "none", n > 1 ? " on every rank" : "");
+    doctor_say(r, DOCTOR_OK, name, "%s%s", first[0] ? first : "none", n > 1 ? " on every rank" : "");
 }
 
-static void judge_gpus(struct doctor_report *r, const struct doctor_facts *all, int n)
+enum doctor_verdict doctor_worst(const struct doctor_report *r)
 {
-    bool any = false;
-    for (int i = 0; i < n; i++) {
-        if (all[i].node_rank != 0 || !all[i].gpus[0]) continue;
-        any = true;
-        say(r, DOCTOR_OK, "GPUs", "%s: %s", all[i].host, all[i].gpus);
-        if (all[i].holders[0])
-            say(r, DOCTOR_WARN, "GPU users", "%s: other processes hold memory: %s", all[i].host,
-                all[i].holders);
-        else say(r, DOCTOR_OK, "GPU users", "%s: none", all[i].host);
-    }
-    if (!all[0].has_cuda) say(r, DOCTOR_OK, "CUDA", "not in this build; --device cpu only");
-    else if (!any) say(r, DOCTOR_WARN, "CUDA", "in this build, but nvidia-smi shows no GPU on any host");
-    else judge_same(r, all, n, "driver", offsetof(struct doctor_facts, driver), true);
+    enum doctor_verdict worst = DOCTOR_OK;
+    for (int i = 0; i < r->n_lines; i++)
+        if (r->line[i].verdict > worst) worst = r->line[i].verdict;
+    return worst;
 }
 
 static bool same_host(const struct doctor_facts *a, const struct doctor_facts *b)
@@ -83,27 +70,29 @@ static int count_hosts(const struct doctor_facts *all, int n)
 static void judge_network(struct doctor_report *r, const struct doctor_facts *all, int n)
 {
     if (count_hosts(all, n) == 1) {
-        say(r, DOCTOR_OK, "network", "one host: ranks meet in shared memory");
+        doctor_say(r, DOCTOR_OK, "network", "one host: ranks meet in shared memory");
         return;
     }
     for (int i = 1; i < n; i++) {
         if (same_host(&all[0], &all[i]) || all[i].node_rank != 0) continue;
         if (!all[i].interface[0])
-            say(r, DOCTOR_FAIL, "network", "%s has no route to rank 0's host %s: check addresses and routes",
-                all[i].host, all[0].host);
+            doctor_say(r, DOCTOR_FAIL, "network",
+                       "%s has no route to rank 0's host %s: check addresses and routes", all[i].host,
+                       all[0].host);
         else if (all[i].loopback)
-            say(r, DOCTOR_FAIL, "network",
-                "%s would reach rank 0's host %s through loopback (%s): both use the same address",
-                all[i].host, all[0].host, all[i].address);
+            doctor_say(r, DOCTOR_FAIL, "network",
+                       "%s would reach rank 0's host %s through loopback (%s): both use the same address",
+                       all[i].host, all[0].host, all[i].address);
         else
-            say(r, DOCTOR_OK, "network", "%s reaches %s through %s (%s), %.2f ms there and back", all[i].host,
-                all[0].host, all[i].interface, all[i].address, (double)all[i].round_trip_us * 1e-3);
+            doctor_say(r, DOCTOR_OK, "network", "%s reaches %s through %s (%s), %.2f ms there and back",
+                       all[i].host, all[0].host, all[i].interface, all[i].address,
+                       (double)all[i].round_trip_us * 1e-3);
     }
     if (all[0].notices_s > NOTICES_S)
-        say(r, DOCTOR_WARN, "mpirun",
-            "it notices a lost host after %.0f s: export OMPI_MCA_oob_tcp_keepalive_time=3, "
-            "OMPI_MCA_oob_tcp_keepalive_intvl=1 and OMPI_MCA_oob_tcp_keepalive_probes=3",
-            all[0].notices_s);
+        doctor_say(r, DOCTOR_WARN, "mpirun",
+                   "it notices a lost host after %.0f s: export OMPI_MCA_oob_tcp_keepalive_time=3, "
+                   "OMPI_MCA_oob_tcp_keepalive_intvl=1 and OMPI_MCA_oob_tcp_keepalive_probes=3",
+                   all[0].notices_s);
 }
 
 static void judge_clocks(struct doctor_report *r, const struct doctor_facts *all, int n)
@@ -116,8 +105,8 @@ static void judge_clocks(struct doctor_report *r, const struct doctor_facts *all
     }
     int64_t skew = all[worst].skew_us;
     bool far = skew > SKEW_US || skew < -SKEW_US;
-    say(r, far ? DOCTOR_WARN : DOCTOR_OK, "clocks", "at most %.3f s apart%s%s%s", (double)skew * 1e-6,
-        far ? ": rank 0 and " : "", far ? all[worst].host : "", far ? ": run a time service" : "");
+    doctor_say(r, far ? DOCTOR_WARN : DOCTOR_OK, "clocks", "at most %.3f s apart%s%s%s", (double)skew * 1e-6,
+               far ? ": rank 0 and " : "", far ? all[worst].host : "", far ? ": run a time service" : "");
 }
 
 static void judge_cores(struct doctor_report *r, const struct doctor_facts *all, int n)
@@ -127,14 +116,16 @@ static void judge_cores(struct doctor_report *r, const struct doctor_facts *all,
         const struct doctor_facts *f = &all[i];
         if (f->threads > f->cores) {
             good = false;
-            say(r, DOCTOR_WARN, "binding",
+            doctor_say(
+                r, DOCTOR_WARN, "binding",
                 "rank %d on %s has %d threads and may use %d of %d cores: start with mpirun --bind-to none, "
                 "or "
                 "--map-by slot:PE=%d",
                 i, f->host, f->threads, f->cores, f->host_cores, f->threads);
         } else if (f->cores < f->host_cores && f->cores == 1 && f->node_size < f->host_cores) {
             good = false;
-            say(r, DOCTOR_WARN, "binding",
+            doctor_say(
+                r, DOCTOR_WARN, "binding",
                 "rank %d on %s is bound to one of %d cores and %d rank%s there: start with mpirun --bind-to "
                 "none",
                 i, f->host, f->host_cores, f->node_size, f->node_size == 1 ? " is" : "s are");
@@ -142,12 +133,13 @@ static void judge_cores(struct doctor_report *r, const struct doctor_facts *all,
         if (r->n_lines > DOCTOR_LINES_MAX / 2) break; /* a cluster has them all alike */
     }
     if (good)
-        say(r, DOCTOR_OK, "binding", "%d thread%s a rank, %d cores to run on", all[0].threads,
-            all[0].threads == 1 ? "" : "s", all[0].cores);
+        doctor_say(r, DOCTOR_OK, "binding", "%d thread%s a rank, %d cores to run on", all[0].threads,
+                   all[0].threads == 1 ? "" : "s", all[0].cores);
     for (int i = 0; i < n; i++) {
         const struct doctor_facts *f = &all[i];
         if (f->node_rank != 0 || f->node_size * f->threads <= f->host_cores || f->yields) continue;
-        say(r, DOCTOR_WARN, "oversubscribed",
+        doctor_say(
+            r, DOCTOR_WARN, "oversubscribed",
             "%s has %d cores for %d ranks of %d thread%s: export OMPI_MCA_mpi_yield_when_idle=1 (a sum "
             "between "
             "ranks takes milliseconds without), or start fewer",
@@ -164,18 +156,19 @@ static void judge_memory(struct doctor_report *r, const struct doctor_facts *all
         if (all[i].memory_gb_s < all[slow].memory_gb_s) slow = i;
         if (all[i].memory_gb_s > all[fast].memory_gb_s) fast = i;
     }
-    say(r, all[low].available < LOW_MEMORY ? DOCTOR_WARN : DOCTOR_OK, "free memory", "at least %.1f GiB (%s)",
-        (double)all[low].available / (1 << 30), all[low].host);
+    doctor_say(r, all[low].available < LOW_MEMORY ? DOCTOR_WARN : DOCTOR_OK, "free memory",
+               "at least %.1f GiB (%s)", (double)all[low].available / (1 << 30), all[low].host);
     bool uneven = all[slow].memory_gb_s < SLOW * all[fast].memory_gb_s;
-    say(r, uneven ? DOCTOR_WARN : DOCTOR_OK, "memory speed",
-        "%.1f GB/s a rank, all at once; slowest %.1f (rank %d on %s)%s", all[fast].memory_gb_s,
-        all[slow].memory_gb_s, slow, all[slow].host, uneven ? ": is it alone on its cores?" : "");
-    say(r, strcmp(all[0].huge, "never") == 0 ? DOCTOR_WARN : DOCTOR_OK, "huge pages",
-        "transparent: %s; reserved: %lld%s", all[0].huge[0] ? all[0].huge : "unknown",
-        (long long)all[0].huge_pages,
-        strcmp(all[0].huge, "never") == 0 ? ": echo madvise > /sys/kernel/mm/transparent_hugepage/enabled "
-                                            "makes large models a little faster"
-                                          : "");
+    doctor_say(r, uneven ? DOCTOR_WARN : DOCTOR_OK, "memory speed",
+               "%.1f GB/s a rank, all at once; slowest %.1f (rank %d on %s)%s", all[fast].memory_gb_s,
+               all[slow].memory_gb_s, slow, all[slow].host, uneven ? ": is it alone on its cores?" : "");
+    doctor_say(r, strcmp(all[0].huge, "never") == 0 ? DOCTOR_WARN : DOCTOR_OK, "huge pages",
+               "transparent: %s; reserved: %lld%s", all[0].huge[0] ? all[0].huge : "unknown",
+               (long long)all[0].huge_pages,
+               strcmp(all[0].huge, "never") == 0
+                   ? ": echo madvise > /sys/kernel/mm/transparent_hugepage/enabled "
+                     "makes large models a little faster"
+                   : "");
 }
 
 static void judge_limits(struct doctor_report *r, const struct doctor_facts *all, int n)
@@ -183,23 +176,25 @@ static void judge_limits(struct doctor_report *r, const struct doctor_facts *all
     bool good = true;
     for (int i = 0; i < n; i++) {
         if (all[i].node_rank != 0) continue;
-        if (all[i].memlock >= 0 && all[i].has_cuda) {
-            say(r, DOCTOR_WARN, "memlock",
+        if (all[i].memlock >= 0 && all[i].gpu.n_visible > 0) {
+            doctor_say(
+                r, DOCTOR_WARN, "memlock",
                 "%s: %lld KiB: NCCL over InfiniBand needs ulimit -l unlimited (LimitMEMLOCK in slurmd's "
                 "unit)",
                 all[i].host, (long long)all[i].memlock >> 10);
             good = false;
         }
         if (all[i].files_max >= 0 && all[i].files_max < LOW_FILES + 2 * n) {
-            say(r, DOCTOR_WARN, "open files", "%s: %lld: raise ulimit -n", all[i].host,
-                (long long)all[i].files_max);
+            doctor_say(r, DOCTOR_WARN, "open files", "%s: %lld: raise ulimit -n", all[i].host,
+                       (long long)all[i].files_max);
             good = false;
         }
     }
     if (!good) return;
     char locked[32] = "unlimited";
     if (all[0].memlock >= 0) snprintf(locked, sizeof locked, "%lld KiB", (long long)all[0].memlock >> 10);
-    say(r, DOCTOR_OK, "limits", "locked memory %s, open files %lld", locked, (long long)all[0].files_max);
+    doctor_say(r, DOCTOR_OK, "limits", "locked memory %s, open files %lld", locked,
+               (long long)all[0].files_max);
 }
 
 static void judge_files(struct doctor_report *r, const struct doctor_facts *all, int n)
@@ -208,7 +203,7 @@ static void judge_files(struct doctor_report *r, const struct doctor_facts *all,
     bool asked = false;
     for (int i = 0; i < n; i++) {
         if (all[i].file_error[0]) {
-            say(r, DOCTOR_FAIL, "model files", "rank %d on %s: %s", i, all[i].host, all[i].file_error);
+            doctor_say(r, DOCTOR_FAIL, "model files", "rank %d on %s: %s", i, all[i].host, all[i].file_error);
             return;
         }
         if (all[i].file_gb_s == 0) continue;
@@ -217,16 +212,16 @@ static void judge_files(struct doctor_report *r, const struct doctor_facts *all,
         if (slowest == 0 || all[i].file_gb_s < slowest) slowest = all[i].file_gb_s;
     }
     if (asked)
-        say(r, DOCTOR_OK, "model files",
-            "%.2f GB/s in all, slowest rank %.2f GB/s, each reading a part of its own", sum, slowest);
-    else say(r, DOCTOR_OK, "model files", "not read: give --model DIR");
+        doctor_say(r, DOCTOR_OK, "model files",
+                   "%.2f GB/s in all, slowest rank %.2f GB/s, each reading a part of its own", sum, slowest);
+    else doctor_say(r, DOCTOR_OK, "model files", "not read: give --model DIR");
 }
 
 void doctor_judge(struct doctor_report *r, const struct doctor_facts *all, int n)
 {
-    judge_same(r, all, n, "retro", offsetof(struct doctor_facts, version), false);
-    judge_same(r, all, n, "MPI", offsetof(struct doctor_facts, mpi), false);
-    judge_gpus(r, all, n);
+    doctor_judge_same(r, all, n, "retro", offsetof(struct doctor_facts, version), DOCTOR_FAIL);
+    doctor_judge_same(r, all, n, "MPI", offsetof(struct doctor_facts, mpi), DOCTOR_FAIL);
+    doctor_judge_gpus(r, all, n);
     judge_network(r, all, n);
     judge_clocks(r, all, n);
     judge_cores(r, all, n);
@@ -235,12 +230,13 @@ void doctor_judge(struct doctor_report *r, const struct doctor_facts *all, int n
     judge_files(r, all, n);
 }
 
-void doctor_judge_all_reduce(struct doctor_report *r, const struct doctor_transport *t, int n_transports)
+void doctor_judge_all_reduce(struct doctor_report *r, const struct doctor_transport *t)
 {
-    for (int i = 0; i < n_transports; i++) {
-        bool good = true;
-        for (int s = 0; s < DOCTOR_SIZES; s++) good &= t[i].timing[s].correct;
-        if (good) say(r, DOCTOR_OK, "all-reduce", "%s: every sum is right", t[i].name);
-        else say(r, DOCTOR_FAIL, "all-reduce", "%s: wrong sums: do not run models here", t[i].name);
-    }
+    for (int s = 0; s < DOCTOR_SIZES; s++)
+        if (!t->timing[s].right) {
+            doctor_say(r, DOCTOR_FAIL, "all-reduce", "%s: wrong sums at %lld bytes: do not run models here",
+                       t->name, (long long)t->bytes[s]);
+            return;
+        }
+    doctor_say(r, DOCTOR_OK, "all-reduce", "%s: every sum is right", t->name);
 }

@@ -31,7 +31,7 @@ def test_two_ranks(real_model):
     for transport in (shared, mpi):
         sizes = transport["sizes"]
         assert [s["bytes"] for s in sizes] == [16, 8192, 65536, 1048576, 16777216]
-        assert all(s["correct"] and 0 < s["median_us"] <= s["worst_us"] for s in sizes)
+        assert all(s["right"] and 0 < s["us_p10"] <= s["us"] <= s["us_p90"] for s in sizes)
 
 
 def test_alone():
@@ -61,3 +61,49 @@ def test_a_folder_without_weights_fails(tmp_path):
     code, report = doctor("--model", tmp_path)
     assert code == 5 and report["verdict"] == "fail"
     assert line(report, "model files")["verdict"] == "fail"
+
+
+GIB = 1 << 30
+SMI = """#!/bin/sh
+case "$*" in
+*--query-gpu=*)
+    echo '570.86.15, 0, GPU-aaaa, 81559, 1024, 80535, NVIDIA H100 80GB HBM3'
+    echo '570.86.15, 1, GPU-bbbb, 81559, 4, 81555, NVIDIA H100 80GB HBM3'
+    echo '570.86.15, 2, GPU-cccc, 81559, 40000, [N/A], NVIDIA H100 80GB HBM3' ;;
+*--query-compute-apps=*)
+    echo 'GPU-aaaa, 4711, 1000, python3, with a comma' ;;
+esac
+"""
+
+
+def with_smi(folder, text):
+    """An environment whose nvidia-smi is this script."""
+    (folder / "nvidia-smi").write_text(text)
+    (folder / "nvidia-smi").chmod(0o755)
+    return {"PATH": f"{folder}:{os.environ['PATH']}"}
+
+
+def test_who_holds_gpus(tmp_path):
+    _, report = doctor(env=with_smi(tmp_path, SMI))
+    (host,) = report["hosts"]
+    assert host["gpu_driver"] == "570.86.15" and host["nvidia_smi"] == ""
+    held, free, hidden = host["gpus"]
+    assert held["processes"] == [{"pid": 4711, "name": "python3, with a comma", "bytes": 1000 << 20}]
+    assert held["memory_bytes"] == 81559 << 20 and held["free_bytes"] == 80535 << 20 and held["uuid"] == "GPU-aaaa"
+    assert free["processes"] == [] and hidden["free_bytes"] is None
+    lines = [x for x in report["lines"] if x["name"] == "GPU users"]
+    assert [x["verdict"] for x in lines] == ["warn", "ok", "warn"]
+    assert "4711 python3" in lines[0]["text"] and "nobody else" in lines[1]["text"] and "not shown" in lines[2]["text"]
+    assert "GPU-bbbb" in lines[1]["text"] and "79.6 GiB free of 79.6 GiB" in lines[1]["text"]
+
+
+def test_an_nvidia_smi_that_fails(tmp_path):
+    _, report = doctor(env=with_smi(tmp_path, "#!/bin/sh\necho No devices, were found; exit 6\n"))
+    (host,) = report["hosts"]
+    assert host["gpus"] == [] and "No devices" in host["nvidia_smi"]
+
+
+def test_wanted_gpus_that_are_not_there():
+    code, report = doctor("--device", "cuda", env={"CUDA_VISIBLE_DEVICES": ""})
+    assert code == 5 and report["verdict"] == "fail"
+    assert any(x["verdict"] == "fail" and "--device cpu" in x["text"] for x in report["lines"])

@@ -220,6 +220,15 @@ cublasStatus_t cublasGetVersion_v2(cublasHandle_t, int *v)
     *v = CUBLAS_VERSION;
     return CUBLAS_STATUS_SUCCESS;
 }
+cublasStatus_t cublasGetProperty(libraryPropertyType what, int *v)
+{
+    if (what != MAJOR_VERSION && what != MINOR_VERSION && what != PATCH_LEVEL)
+        return CUBLAS_STATUS_INVALID_VALUE;
+    *v = what == MAJOR_VERSION   ? CUBLAS_VER_MAJOR
+         : what == MINOR_VERSION ? CUBLAS_VER_MINOR
+                                 : CUBLAS_VER_PATCH;
+    return CUBLAS_STATUS_SUCCESS;
+}
 cublasStatus_t cublasSetSmCountTarget(cublasHandle_t, int) { return CUBLAS_STATUS_SUCCESS; }
 const char *cublasGetStatusString(cublasStatus_t s)
 {
