@@ -3,8 +3,8 @@
 # sbatch copies a script away from the tree, so the tree is RETRO_ROOT, or the folder sbatch was called in. Logs and
 # failure.json go to RETRO_LOGS, or retro-JOBID beside the job's output.
 #
-# retro_job COMMAND [options]: runs it on all tasks of the allocation under mpirun. Returns when it is done, else ends
-# the script:
+# retro_job COMMAND [options]: runs it on all tasks of the allocation under mpirun. job_run PROGRAM...: any program, which
+# must end with 75 on USR1. Both return when it is done, else end the script:
 #   75   interrupted (a signal, a lost node, a failed link): the job was put back into the queue and will go on
 #   else what retro said: 2 options, 3 model, 4 memory, ... (docs/operations.md); trying again would not help
 # A job goes back at most RETRO_RETRIES times (5) after failures; interruptions by signal do not count.
@@ -34,16 +34,16 @@ back_to_queue() {
     exit 75
 }
 
-retro_job() {
-    local code=0 mpirun
-    mpirun "$retro" "$@" --log-dir "$logs" &
-    mpirun=$!
+job_run() {
+    local code=0 child
+    "$@" &
+    child=$!
     # Slurm's TERM goes to this shell (--signal=B:TERM@S); mpirun passes USR1 on to every rank at once.
-    trap 'interrupted=1; kill -USR1 $mpirun 2>/dev/null' TERM USR1
-    wait $mpirun || code=$?
-    while kill -0 $mpirun 2>/dev/null; do
+    trap 'interrupted=1; kill -USR1 $child 2>/dev/null' TERM USR1
+    wait $child || code=$?
+    while kill -0 $child 2>/dev/null; do
         code=0
-        wait $mpirun || code=$? # a trap ended the first wait
+        wait $child || code=$? # a trap ended the first wait
     done
     trap - TERM USR1
     # mpirun may end with 0 after it lost a node: failure.json knows better.
@@ -57,3 +57,5 @@ retro_job() {
     echo "job.sh: exit code $code: see $logs" >&2
     exit $code
 }
+
+retro_job() { job_run mpirun "$retro" "$@" --log-dir "$logs"; }

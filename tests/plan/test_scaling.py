@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -25,10 +26,14 @@ def shape(tmp_path_factory):
     return folder
 
 
-def scaling(out, shape, *words, policies="dense,retro:2"):
+def scaling_command(out, shape, *words, policies="dense,retro:2"):
     command = [sys.executable, cli.ROOT / "scripts" / "scaling", out, "--model", shape, "--machine", "h100", "--tokens",
                3, "--contexts", 100, "--batches", 1, "--ranks", 1, "--policies", policies, *words]
-    return subprocess.run([str(x) for x in command], capture_output=True, text=True, timeout=600)
+    return [str(x) for x in command]
+
+
+def scaling(*args, **options):
+    return subprocess.run(scaling_command(*args, **options), capture_output=True, text=True, timeout=600)
 
 
 def results(out):
@@ -59,3 +64,17 @@ def test_a_run_that_fails_is_told_and_tried_again(shape, tmp_path):
     failed = [json.loads(line) for line in (tmp_path / "out" / "failed.jsonl").read_text().splitlines()]
     assert [x["window"] for x in failed] == [99] and "--window 99" in failed[0]["why"]
     assert len(results(tmp_path / "out")) == 1
+
+
+def test_a_lost_rank_and_an_interruption_say_run_again(shape, tmp_path):
+    done = scaling(tmp_path / "lost", shape, "--launcher", "sh -c 'exit 5' --", "--ranks", "1,2", policies="dense")
+    assert done.returncode == 75 and len(results(tmp_path / "lost")) == 1
+    assert json.loads((tmp_path / "lost" / "failed.jsonl").read_text().splitlines()[0])["lost"] is True
+    begun = tmp_path / "begun"
+    command = scaling_command(tmp_path / "out", shape, "--launcher", f"sh -c 'touch {begun}; exec sleep 60' --", "--ranks", "2")
+    sweep = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while not begun.exists():
+        assert sweep.poll() is None
+        time.sleep(0.05)
+    sweep.terminate()
+    assert sweep.wait(20) == 75 and "run it again" in sweep.stderr.read()
