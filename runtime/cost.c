@@ -85,13 +85,21 @@ static void add_activations(struct cost *c, const struct dims *m, double rows)
                                           .flops = L * rows * m->Fr * 10};
 }
 
+/* Each query head multiplies with every key that a row sees. Rows of a chunk share what they read, and a chunk is
+ * longer than the ridge of any machine: only the operations count, and keys and values are written. */
+static void add_prompts(struct cost *c, const struct dims *m, const struct cost_step *s)
+{
+    c->op[COST_ATTEND].flops += m->L * s->prompt_rows * s->prompt_keys * m->Hr * 4.0 * m->E;
+}
+
 void cost_decode(struct cost *c, const struct arch *a, const struct dims *m, const struct cost_step *s)
 {
     *c = (struct cost){0};
     int first = s->n_prompt < s->position ? s->n_prompt : s->position;
-    double rows = (double)s->n_seqs * policy_rows(s->policy, s->position, first);
+    double rows = (double)s->n_seqs * policy_rows(s->policy, s->position, first) + s->prompt_rows;
     add_activations(c, m, rows);
-    add_attention(c, a, m, s);
+    if (s->n_seqs > 0) add_attention(c, a, m, s);
+    add_prompts(c, m, s);
     for (int l = 0; l < m->L; l++) {
         add_linear(&c->op[COST_QKV], rows, (m->Qr + 2.0 * m->Kr) * m->E, m->D, m, s->weights);
         add_linear(&c->op[COST_O], rows, m->D, (double)m->Hr * m->E, m, s->weights);

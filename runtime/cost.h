@@ -45,7 +45,9 @@ struct cost {
 struct cost_step {
     const struct policy *policy;
     int n_seqs, position;
-    int n_prompt;       /* tokens before the first that decode computed: they are never revised */
+    int n_prompt; /* tokens before the first that decode computed: they are never revised */
+    /* Prompts whose chunks share the step: rows in all, and how many keys each of them sees on average. */
+    double prompt_rows, prompt_keys;
     double exposure;    /* (pages loaded + pages met later) / pages loaded; 1 without revision */
     enum dtype weights; /* as stored on the device */
 };

@@ -103,6 +103,12 @@ static double op_us(const struct machine *m, enum cost_op op, const struct cost 
 void plan_step_of(const struct plan_setup *s, const struct policy *p, int n_seqs, int position,
                   struct plan_step *r)
 {
+    plan_mixed_step_of(s, p, n_seqs, position, 0, 0, r);
+}
+
+void plan_mixed_step_of(const struct plan_setup *s, const struct policy *p, int n_seqs, int position,
+                        double prompt_rows, double prompt_keys, struct plan_step *r)
+{
     const struct arch *a = &s->files->arch;
     *r = (struct plan_step){0};
     int launches = 0, n_all_reduces = 0;
@@ -117,10 +123,12 @@ void plan_step_of(const struct plan_setup *s, const struct policy *p, int n_seqs
                                  .n_seqs = n_seqs,
                                  .position = position,
                                  .n_prompt = position > WINDOW_MAX ? position - WINDOW_MAX : 0,
+                                 .prompt_rows = prompt_rows,
+                                 .prompt_keys = prompt_keys,
                                  .exposure = plan_exposure(p->kind == POLICY_RETRO ? p->window : 1),
                                  .weights = a->dtype};
         cost_decode(&c, a, &d, &step);
-        double rows = (double)n_seqs * policy_rows(p, position, step.n_prompt);
+        double rows = (double)n_seqs * policy_rows(p, position, step.n_prompt) + prompt_rows;
         launches = 0;
         for (enum cost_op op = 0; op < COST_OP_COUNT; op++) {
             r->op_us[op] = larger(r->op_us[op], op_us(s->machine, op, &c, rows, &d));

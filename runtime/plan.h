@@ -3,7 +3,7 @@
  * Memory is counted by the same carving that model_open allocates by (model_plan), so that it cannot drift. A step
  * is the sum over its ops of the larger of bytes over bandwidth and operations over their rate, plus launches,
  * all-reduces and a fixed part (machine.h); where shards are uneven, each op takes as long as on the slowest
- * rank. What it leaves out: prompts that share a step, strangers, and ops that overlap. */
+ * rank. What it leaves out: the host's work for each sequence of a step, strangers, and ops that overlap. */
 #ifndef RETRO_PLAN_H
 #define RETRO_PLAN_H
 
@@ -42,7 +42,11 @@ struct plan_step {
     double bytes, flops; /* of all ranks */
 };
 
-/* n_seqs sequences whose newest token is at `position`. */
+/* n_seqs sequences whose newest token is at `position`; `prompt_rows` rows of prompts beside them, each of which sees
+ * `prompt_keys` keys on average. */
+void plan_mixed_step_of(const struct plan_setup *s, const struct policy *p, int n_seqs, int position,
+                        double prompt_rows, double prompt_keys, struct plan_step *r);
+/* The same without prompts. */
 void plan_step_of(const struct plan_setup *s, const struct policy *p, int n_seqs, int position,
                   struct plan_step *r);
 
