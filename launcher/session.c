@@ -91,6 +91,7 @@ enum status session_agree(struct session *s, enum status status, int *context, c
 {
     int verdict[2] = {(int)status, *context};
     comm_bcast(s->comm, verdict, sizeof verdict);
+    comm_bcast(s->comm, &s->policy, sizeof s->policy);
     *context = verdict[1];
     status = (enum status)verdict[0];
     if (status != STATUS_OK || s->world.rank == 0) {

@@ -11,11 +11,14 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "runtime/base/clock.h"
 #include "runtime/base/die.h"
 
 /* Spin limits in rounds of a check and a pause (10 to 50 ns each, by processor). The largest spans the serial
  * pieces of a step and a small all-reduce; the smallest is less than a system call costs. */
 enum { SPIN_MIN = 16, SPIN_START = 1024, SPIN_MAX = 8192 };
+/* A sleep shorter than this was not worth it: a virtual machine takes 50 to 100 us to wake a core. */
+enum { SLEEP_WORTH_US = 200 };
 
 struct waiter {
     int spin_limit;
@@ -63,6 +66,16 @@ static inline void pause_core(void)
 #endif
 }
 
+/* After a wait that ended in sleep. One that was short all the same should have been spun through: otherwise two threads that
+ * each wake late make the other one sleep, too, and every job of a step costs two wake-ups. A long one means that somebody
+ * else has the core. */
+static void learn(struct waiter *w, int64_t slept_us)
+{
+    if (slept_us < SLEEP_WORTH_US)
+        w->spin_limit = w->spin_limit < SPIN_MAX / 2 ? w->spin_limit * 2 : SPIN_MAX;
+    else if (w->spin_limit > SPIN_MIN) w->spin_limit /= 2;
+}
+
 /* Spins until *word is no longer `unwanted`; false when the limit was reached. */
 static bool spin(_Atomic int *word, int unwanted, struct waiter *w)
 {
@@ -73,7 +86,6 @@ static bool spin(_Atomic int *word, int unwanted, struct waiter *w)
         }
         pause_core();
     }
-    if (w->spin_limit > SPIN_MIN) w->spin_limit /= 2;
     return false;
 }
 
@@ -82,9 +94,11 @@ static void wait_for_job(struct threads *t, int seen, struct waiter *w)
     if (spin(&t->epoch, seen, w)) return;
     /* Sequentially consistent on both sides: either the caller sees this sleeper, or this sees the new epoch.
      */
+    int64_t begun = clock_us();
     atomic_fetch_add(&t->sleepers, 1);
     while (atomic_load(&t->epoch) == seen) futex_wait(&t->epoch, seen);
     atomic_fetch_sub(&t->sleepers, 1);
+    learn(w, clock_us() - begun);
 }
 
 static void *worker_main(void *arg)
@@ -118,10 +132,11 @@ static void wait_for_workers(struct threads *t)
         }
         pause_core();
     }
-    if (w->spin_limit > SPIN_MIN) w->spin_limit /= 2;
+    int64_t begun = clock_us();
     atomic_store(&t->caller_sleeps, 1);
     for (int left; (left = atomic_load(&t->running)) != 0;) futex_wait(&t->running, left);
     atomic_store(&t->caller_sleeps, 0);
+    learn(w, clock_us() - begun);
 }
 
 void threads_run(struct threads *t, void (*fn)(void *arg, int thread), void *arg)

@@ -78,8 +78,10 @@ def test_ranks(tiny, ranks):
     assert many["bytes"] == pytest.approx(one["bytes"], rel=1e-6) if ranks == 2 else many["bytes"] > one["bytes"]
 
 
-def test_kernels(tiny):
-    lines = bench("kernels", "--model", tiny, "--random-weights", "--contexts", 500, "--rows", "1,7", "--repeat", 2)
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_kernels(tiny, ranks):
+    lines = bench("kernels", "--model", tiny, "--random-weights", "--contexts", 500, "--rows", "1,7", "--repeat", 2,
+                  ranks=ranks)
     assert lines[0]["test"] == "read" and lines[0]["gb_s"] > 0
     gemms = [x for x in lines if x["test"] == "gemm"]
     assert {(x["matrix"], x["rows"]) for x in gemms} == {

@@ -4,6 +4,7 @@
 #include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
+#include <sys/resource.h>
 #include <time.h>
 
 #include "kernels/cpu/cpu.h"
@@ -156,6 +157,50 @@ static void long_waits_sleep(void **state)
     threads_close(t);
 }
 
+static long times_slept(void)
+{
+    struct rusage u;
+    getrusage(RUSAGE_SELF, &u);
+    return u.ru_nvcsw;
+}
+
+static void spin_a_little(void *arg, int thread)
+{
+    int64_t *job = arg; /* odd jobs are longer here, even ones there, as tasks that do not divide evenly */
+    for (int64_t until = clock_us() + ((*job + thread) % 2 ? 30 : 10); clock_us() < until;) continue;
+}
+
+static void sleep_in_worker(void *arg, int thread)
+{
+    (void)arg;
+    if (thread) sleep_us(3000);
+}
+
+/* Long pauses and long jobs teach the threads to sleep; jobs of a step's lengths must teach them to spin again. Strangers on the cores
+ * can spoil a try. */
+static void short_jobs_end_sleeping(void **state)
+{
+    (void)state;
+    enum { JOBS = 500, TRIES = 8 };
+    if (threads_cores() < 2) skip();
+    long least = 2L * JOBS;
+    for (int try = 0; try < TRIES && least > JOBS / 5; try++) {
+        struct threads *t = open_threads(2, true, 0);
+        for (int i = 0; i < 20; i++) {
+            threads_run(t, sleep_in_worker, NULL);
+            sleep_us(3000);
+        }
+        for (int64_t i = 0; i < JOBS; i++) threads_run(t, spin_a_little, &i);
+        long begun = times_slept();
+        for (int64_t i = 0; i < JOBS; i++) threads_run(t, spin_a_little, &i);
+        long slept = times_slept() - begun;
+        least = slept < least ? slept : least;
+        threads_close(t);
+    }
+    print_message("%d jobs of 30 us: %ld sleeps\n", JOBS, least);
+    assert_true(least <= JOBS / 5);
+}
+
 static void record_core(void *arg, int thread)
 {
     cpu_set_t mask;
@@ -218,9 +263,13 @@ static void harness_catches_a_lost_task(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(each_thread_runs_once_a_job),         cmocka_unit_test(many_short_jobs),
-        cmocka_unit_test(tasks_are_dealt_once_and_evenly),     cmocka_unit_test(long_waits_sleep),
-        cmocka_unit_test(pins_follow_the_mask_and_are_undone), cmocka_unit_test(bad_options_are_refused),
+        cmocka_unit_test(each_thread_runs_once_a_job),
+        cmocka_unit_test(many_short_jobs),
+        cmocka_unit_test(tasks_are_dealt_once_and_evenly),
+        cmocka_unit_test(long_waits_sleep),
+        cmocka_unit_test(short_jobs_end_sleeping),
+        cmocka_unit_test(pins_follow_the_mask_and_are_undone),
+        cmocka_unit_test(bad_options_are_refused),
         cmocka_unit_test(harness_catches_a_lost_task),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
