@@ -15,6 +15,7 @@ int cmd_bench_decode(const struct options *o, const struct comm_world *w);
 int cmd_bench_prefill(const struct options *o, const struct comm_world *w);
 int cmd_bench_kernels(const struct options *o, const struct comm_world *w);
 int cmd_bench_allreduce(const struct options *o, const struct comm_world *w);
+int cmd_bench_serve(const struct options *o, const struct comm_world *w);
 int cmd_plan(const struct options *o, const struct comm_world *w);
 int cmd_info(const struct options *o, const struct comm_world *w);
 int cmd_tokenize(const struct options *o, const struct comm_world *w);

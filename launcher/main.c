@@ -26,6 +26,8 @@ static const struct command {
     {"bench kernels", CMD_BENCH_KERNELS, cmd_bench_kernels, true,
      "GEMM and attention against plain reading, GB/s"},
     {"bench allreduce", CMD_BENCH_ALLREDUCE, cmd_bench_allreduce, true, "time of an all-reduce by size"},
+    {"bench serve", CMD_BENCH_SERVE, cmd_bench_serve, false,
+     "load on a running server: TTFT, TPOT, ITL, goodput"},
     {"plan", CMD_PLAN, cmd_plan, false,
      "will it fit and how fast: from config.json alone, for a named GPU and link"},
     {"info", CMD_INFO, cmd_info, false, "what is in a model folder and how it would be sharded"},
