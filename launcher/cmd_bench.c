@@ -233,10 +233,11 @@ static void bench_attentions(const struct session *s, const struct option_ints *
                 snprintf(what, sizeof what, "%s w=%d, %d x %d", policy_kind_name(p->kind), p->window,
                          batches->value[k], contexts->value[i]);
                 print_rate(s, "attention", what,
-                           json_pack("{s:s, s:i, s:f, s:i, s:i, s:i, s:f, s:f}", "policy",
+                           json_pack("{s:s, s:i, s:f, s:i, s:i, s:i, s:f, s:f, s:f}", "policy",
                                      policy_kind_name(p->kind), "window", p->window, "kv_budget",
                                      p->kv_budget, "context", contexts->value[i], "batch", batches->value[k],
-                                     "rows", r.rows, "rest_ms", r.rest_ms, "rest_size", r.rest_size),
+                                     "rows", r.rows, "rank_bytes", r.rank_bytes, "rest_ms", r.rest_ms,
+                                     "rest_size", r.rest_size),
                            &r.rate);
             }
 }

@@ -65,6 +65,7 @@ double bench_gemm_peak(struct model *m, int rows, int repeat);
 struct bench_attention {
     struct bench_rate rate;
     int rows;
+    double rank_bytes; /* of rank 0, whose times these are */
     double rest_ms;
     double rest_size; /* layers * (D + Fr) of rank 0: what the rest grows with */
 };

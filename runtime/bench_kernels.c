@@ -295,7 +295,8 @@ void bench_attention_run(struct model *m, const struct policy *p, int context, i
                              .exposure = 1,
                              .weights = bench_weights_dtype(m)};
     cost_decode(&c, m->arch, &m->dims, &step);
-    samples_close(&s, m, c.kv_bytes + c.summaries_bytes, &r->rate);
+    r->rank_bytes = c.kv_bytes + c.summaries_bytes;
+    samples_close(&s, m, r->rank_bytes, &r->rate);
     r->rows = scene.step.n_rows;
     r->rest_ms = bench_quantile(rest, repeat, 0.5);
     r->rest_size = (double)m->dims.L * (m->dims.D + m->dims.Fr);

@@ -46,11 +46,13 @@ static const struct machine_source sources[] = {
      "NCCL in a graph, 16 KB on 8 H100: 17.8 us (published); how it splits into base and ranks is assumed"},
     {"all-reduce latency, InfiniBand", "22 + 1.35 (ranks-1) us",
      "assumed: NVLink's and two network hops of 5 to 7 us"},
-    {"share of bandwidth, link", "0.8", "NCCL's developers: about 370 of 450 GB/s on 8 H100, by ring, large sizes"},
+    {"share of bandwidth, link", "0.8",
+     "NCCL's developers: about 370 of 450 GB/s on 8 H100, by ring, large sizes"},
     {"share of bandwidth, GEMM", "0.85", "assumed; what this project asks of its own kernels"},
     {"share of bandwidth, attention", "0.85",
      "FlashMLA reaches 0.90 (published); 0.85 assumed for paged lists"},
-    {"share of FLOP/s, GEMM", "0.5", "assumed; TensorRT-LLM's figures at TP 1 to 8 agree with it (docs/planning.md)"},
+    {"share of FLOP/s, GEMM", "0.5",
+     "assumed; TensorRT-LLM's figures at TP 1 to 8 agree with it (docs/planning.md)"},
     {"launch of an op in a graph", "1.5 us", "assumed: gap between dependent kernels of a CUDA graph"},
     {"a step on top", "150 us", "assumed: plan, upload, download of the best tokens, wake-up of the ranks"},
     {"CUDA context, cuBLAS", "0.55 GiB", "assumed 0.5 GiB and the workspace that kernels/cuda allocates"},
@@ -192,7 +194,8 @@ static void read_line(struct machine *m, const json_t *j)
     } else if (strcmp(test, "attention") == 0) {
         const char *policy = json_string_value(json_object_get(j, "policy"));
         bool dense = policy && strcmp(policy, "dense") == 0;
-        machine_curve_add(dense ? &m->dense_us : &m->sparse_us, number(j, "bytes") / (ranks > 0 ? ranks : 1),
+        /* Time and bytes of one rank: shards may be uneven. */
+        machine_curve_add(dense ? &m->dense_us : &m->sparse_us, number(j, "rank_bytes"),
                           number(j, "ms") * 1e3);
         machine_curve_add(&m->rest_us, number(j, "rows"), number(j, "rest_ms") * 1e3);
         m->rest_size = number(j, "rest_size");

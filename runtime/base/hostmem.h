@@ -4,8 +4,8 @@
 
 #include <stdint.h>
 
-/* Bytes: the least of the kernel's MemAvailable and what the cgroup (v1 or v2) leaves; its page cache counts
- * as free. */
+/* Bytes: the least of the kernel's MemAvailable and what this process's cgroup (v1 or v2) and those above it leave;
+ * their page cache counts as free. */
 int64_t hostmem_available(void);
 
 /* How many processes of this host the kernel has killed for lack of memory since it booted; 0 when it does not

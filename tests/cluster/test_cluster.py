@@ -13,6 +13,7 @@ import time
 import pytest
 
 import cli
+import memory
 from hosts import wait_until
 from job import Job
 
@@ -51,6 +52,39 @@ def test_killed_rank(hosts, tiny, victim):
         assert (cause["kind"], cause["rank"], cause["host"]) == ("died", victim, f"h{victim}")
         assert cause["phase"] in ("step", "idle") and cause["exit_code"] == 5
         assert cause["told_by"] == (0 if victim else 1)
+
+
+@pytest.fixture
+def group():
+    """A memory cgroup."""
+    reason = memory.why_impossible()
+    if reason:
+        pytest.skip(reason)
+    with memory.Group() as g:
+        yield g
+
+
+def test_the_limit_of_a_group_is_seen_before_loading(tiny, group):
+    """As under Slurm, where a job's group is not the root of what it sees."""
+    group.limit(96 << 20)
+    words = f"echo $$ > {group.path}/cgroup.procs && exec {cli.RETRO} generate --model {tiny} --prompt x --max-context 60000"
+    done = subprocess.run(["sh", "-c", words], capture_output=True, timeout=60)
+    cli.one_line(done, 4, "0.0[0-9] GiB free", "--max-context")
+
+
+@pytest.mark.parametrize("on, victim, host", [(("h0:2",), 1, "h0"), (("h0", "h1:2"), 2, "h1")])
+def test_rank_killed_by_the_kernel_for_memory(hosts, tiny, group, on, victim, host):
+    """A rank shares a group of 16 MiB with somebody who takes 64; the kernel takes the larger: the rank."""
+    with Job(hosts, *words(tiny), on=on, ranks=len(on) + 1) as job:
+        job.runs()
+        group.limit(16 << 20)
+        group.add(job.pids[victim])
+        group.fill(64)
+        ranks_s, _ = job.ends(BOUND)
+        assert ranks_s < 5
+        cause = job.failure()
+        assert (cause["kind"], cause["rank"], cause["host"]) == ("died", victim, host)
+        assert "killed by the kernel, its host is out of memory" in cause["error"] and cause["exit_code"] == 5
 
 
 @pytest.mark.parametrize("victim", [0, 1])

@@ -65,13 +65,14 @@ static void test_machine_files(void **state)
         assert_int_equal(machine_parse(&m, bad[i], "some.json", &why), STATUS_BAD_OPTION);
         assert_non_null(strstr(why.text, "some.json"));
     }
-    const char *lines = "{\"test\":\"read\",\"ranks\":2,\"gb_s\":30}\n"
-                        "{\"test\":\"gemm\",\"ranks\":2,\"matrix\":\"all\",\"rows\":8,\"gb_s\":20}\n"
-                        "{\"test\":\"gemm\",\"ranks\":2,\"matrix\":\"all\",\"rows\":1,\"gb_s\":28}\n"
-                        "{\"test\":\"gemm\",\"ranks\":2,\"matrix\":\"qkv\",\"rows\":1,\"gb_s\":1}\n"
-                        "{\"test\":\"attention\",\"ranks\":2,\"policy\":\"dense\",\"window\":1,\"bytes\":2e6,"
-                        "\"ms\":0.5,\"rows\":1,"
-                        "\"rest_ms\":0.2,\"rest_size\":1000}\n";
+    const char *lines =
+        "{\"test\":\"read\",\"ranks\":2,\"gb_s\":30}\n"
+        "{\"test\":\"gemm\",\"ranks\":2,\"matrix\":\"all\",\"rows\":8,\"gb_s\":20}\n"
+        "{\"test\":\"gemm\",\"ranks\":2,\"matrix\":\"all\",\"rows\":1,\"gb_s\":28}\n"
+        "{\"test\":\"gemm\",\"ranks\":2,\"matrix\":\"qkv\",\"rows\":1,\"gb_s\":1}\n"
+        "{\"test\":\"attention\",\"ranks\":2,\"policy\":\"dense\",\"window\":1,\"rank_bytes\":1e6,"
+        "\"ms\":0.5,\"rows\":1,"
+        "\"rest_ms\":0.2,\"rest_size\":1000}\n";
     assert_int_equal(machine_parse(&m, lines, "f", &why), STATUS_OK);
     assert_float_equal(m.read_bytes_s, 15e9, 1);
     assert_float_equal(machine_curve_at(&m.gemm_by_rows, 1), 14e9, 1);
