@@ -13,13 +13,13 @@ enum { TOKENS_MAX = 1 << 24, CONCURRENCY_MAX = 1 << 16 };
 
 static void print_json(const struct bench_load *l, const char *model, const struct bench_served *r)
 {
-    json_t *j = json_pack("{s:s, s:s, s:s, s:i, s:i, s:b, s:I}", "test", "serve", "url", l->url, "model_id", model,
-                          "num_prompts", l->n_requests, "max_concurrency", l->concurrency, "ignore_eos",
-                          l->ignore_eos, "seed", (json_int_t)l->seed);
+    json_t *j = json_pack("{s:s, s:s, s:s, s:i, s:i, s:b, s:I}", "test", "serve", "url", l->url, "model_id",
+                          model, "num_prompts", l->n_requests, "max_concurrency", l->concurrency,
+                          "ignore_eos", l->ignore_eos, "seed", (json_int_t)l->seed);
     ASSERT(j);
     json_object_set_new(j, "request_rate", l->rate > 0 ? json_real(l->rate) : json_string("inf"));
-    json_t *sums = json_pack("{s:f, s:i, s:i, s:I, s:I, s:f, s:f, s:f}", "duration", r->duration_s, "completed",
-                             r->completed, "failed", r->failed, "total_input_tokens",
+    json_t *sums = json_pack("{s:f, s:i, s:i, s:I, s:I, s:f, s:f, s:f}", "duration", r->duration_s,
+                             "completed", r->completed, "failed", r->failed, "total_input_tokens",
                              (json_int_t)r->input_tokens, "total_output_tokens", (json_int_t)r->output_tokens,
                              "request_throughput", r->requests_per_s, "output_throughput", r->output_per_s,
                              "total_token_throughput", r->tokens_per_s);
@@ -60,9 +60,11 @@ static void print_head(const struct bench_load *l, const char *model)
     printf("%s at %s, %d requests, ", model, l->url, l->n_requests);
     if (l->rate > 0) printf("%g a second\n\n", l->rate);
     else printf("at once\n\n");
-    printf("| concurrency | completed | failed |   req/s |  good/s | output t/s |  total t/s | ms   |      mean |    "
+    printf("| concurrency | completed | failed |   req/s |  good/s | output t/s |  total t/s | ms   |      "
+           "mean |    "
            "median |       std |       p99 |\n"
-           "|------------:|----------:|-------:|--------:|--------:|-----------:|-----------:|------|----------:|----"
+           "|------------:|----------:|-------:|--------:|--------:|-----------:|-----------:|------|--------"
+           "--:|----"
            "------:|----------:|----------:|\n");
 }
 
@@ -140,7 +142,8 @@ int cmd_bench_serve(const struct options *o, const struct comm_world *w)
     if (status == STATUS_OK && !o->json) print_head(&l, bench_target_model(t));
     for (int i = 0; status == STATUS_OK && i < concurrency.n; i++) {
         l.concurrency = concurrency.value[i];
-        l.seed = (uint64_t)o->seed + ((uint64_t)i << 32); /* no run finds the prompts of the one before cached */
+        l.seed =
+            (uint64_t)o->seed + ((uint64_t)i << 32); /* no run finds the prompts of the one before cached */
         run(t, o, &l, &completed);
     }
     if (status == STATUS_OK && completed == 0)

@@ -17,14 +17,19 @@
 enum { BODY_MAX = 1 << 20, IDS_MAX = 1024, WAIT_MS = 200, CONNECT_S = 10 };
 
 /* Prompts are drawn from its tokens. */
-static const char passage[] =
-    "The harbour lay quiet before sunrise. Two fishermen mended a torn net while gulls argued over scraps, and a "
-    "clerk with cold hands counted barrels of salt, rope, lamp oil and flour into a narrow book. When the ferry from "
-    "the northern islands came round the point, its bell rang three times; children ran down the stone steps to "
-    "catch its lines. A teacher brought letters, a doctor her heavy bag, and an engineer asked everybody where the "
-    "old railway bridge had stood. By noon the market smelled of bread, oranges and wet wool. Somebody played a "
-    "violin badly. In the evening the wind turned west, shutters closed one after another, and only the lighthouse "
-    "went on drawing its slow circle over dark water.";
+static const char passage[] = "The harbour lay quiet before sunrise. Two fishermen mended a torn net while "
+                              "gulls argued over scraps, and a "
+                              "clerk with cold hands counted barrels of salt, rope, lamp oil and flour into "
+                              "a narrow book. When the ferry from "
+                              "the northern islands came round the point, its bell rang three times; "
+                              "children ran down the stone steps to "
+                              "catch its lines. A teacher brought letters, a doctor her heavy bag, and an "
+                              "engineer asked everybody where the "
+                              "old railway bridge had stood. By noon the market smelled of bread, oranges "
+                              "and wet wool. Somebody played a "
+                              "violin badly. In the evening the wind turned west, shutters closed one after "
+                              "another, and only the lighthouse "
+                              "went on drawing its slow circle over dark water.";
 
 static void *need(void *p)
 {
@@ -108,7 +113,8 @@ static CURL *open_handle(const struct bench_target *t, const struct bench_load *
     CURL *c = need(curl_easy_init());
     snprintf(url, sizeof url, "%s%s", l->url, path);
     curl_easy_setopt(c, CURLOPT_URL, url);
-    curl_easy_setopt(c, CURLOPT_PROXY, ""); /* what is measured is the server, whatever the environment names */
+    curl_easy_setopt(c, CURLOPT_PROXY,
+                     ""); /* what is measured is the server, whatever the environment names */
     curl_easy_setopt(c, CURLOPT_NOSIGNAL, 1L);
     curl_easy_setopt(c, CURLOPT_TCP_NODELAY, 1L);
     curl_easy_setopt(c, CURLOPT_CONNECTTIMEOUT, (long)CONNECT_S);
@@ -157,8 +163,7 @@ static enum status find_model(struct bench_target *t, const struct bench_load *l
     enum status status = ask(t, l, "/v1/models", NULL, &j, why);
     if (status != STATUS_OK) return status;
     const char *name = l->model;
-    if (!name)
-        name = json_string_value(json_object_get(json_array_get(json_object_get(j, "data"), 0), "id"));
+    if (!name) name = json_string_value(json_object_get(json_array_get(json_object_get(j, "data"), 0), "id"));
     if (name) t->model = need(strdup(name));
     else status = status_fail(why, STATUS_BAD_OPTION, "--url %s: /v1/models names no model", l->url);
     json_decref(j);
@@ -175,8 +180,8 @@ static enum status find_ids(struct bench_target *t, const struct bench_load *l, 
     if (status != STATUS_OK) return status;
     size_t i;
     const json_t *id;
-    json_array_foreach(json_object_get(j, "tokens"), i, id)
-        if (json_is_integer(id) && t->n_ids < IDS_MAX) t->id[t->n_ids++] = (int)json_integer_value(id);
+    json_array_foreach(json_object_get(j, "tokens"), i, id) if (json_is_integer(id) && t->n_ids < IDS_MAX)
+        t->id[t->n_ids++] = (int)json_integer_value(id);
     json_decref(j);
     if (t->n_ids < 2)
         return status_fail(why, STATUS_BAD_OPTION, "--url %s: /tokenize gives no tokens of an English text",
@@ -310,7 +315,8 @@ static char *completion_body(const struct bench_target *t, const struct bench_lo
     return text;
 }
 
-static void begin(struct bench_target *t, const struct bench_load *l, uint64_t *random, struct bench_request *q)
+static void begin(struct bench_target *t, const struct bench_load *l, uint64_t *random,
+                  struct bench_request *q)
 {
     struct stream *s = need(calloc(1, sizeof *s));
     char *body = completion_body(t, l, random);

@@ -36,7 +36,7 @@ struct bench_load {
     struct bench_range input, output;
     bool ignore_eos;
     uint64_t seed;
-    int timeout_s;                      /* of one request */
+    int timeout_s;                       /* of one request */
     double limit_ms[BENCH_METRIC_COUNT]; /* of a good request; 0: none */
 };
 
@@ -74,8 +74,8 @@ enum status bench_range_parse(struct bench_range *r, const char *flag, const cha
                               struct reason *why);
 
 /* Adds up requests that took duration_s together; they stay as they are. */
-void bench_served_sum(struct bench_served *r, const struct bench_load *l, const struct bench_request *q, int n,
-                      double duration_s);
+void bench_served_sum(struct bench_served *r, const struct bench_load *l, const struct bench_request *q,
+                      int n, double duration_s);
 
 /* The server as a run needs it: its model's name and token ids to draw prompts from. PEER: nobody answers there;
  * BAD_OPTION: it refuses. Caller closes, also after a failure. */

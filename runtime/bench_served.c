@@ -22,14 +22,15 @@ enum status bench_limits_parse(double limit_ms[BENCH_METRIC_COUNT], const char *
     for (const char *at = text + strspn(text, blanks); *at; at += strspn(at, blanks)) {
         size_t length = strcspn(at, blanks), name = strcspn(at, ":");
         int m = 0;
-        while (m < BENCH_METRIC_COUNT && !(strlen(bench_metric_name(m)) == name &&
-                                           strncmp(bench_metric_name(m), at, name) == 0))
+        while (m < BENCH_METRIC_COUNT &&
+               !(strlen(bench_metric_name(m)) == name && strncmp(bench_metric_name(m), at, name) == 0))
             m++;
         /* Gaps between events belong to no request as one number. */
         if (name >= length || m == BENCH_METRIC_COUNT || m == BENCH_ITL)
-            return status_fail(why, STATUS_BAD_OPTION,
-                               "--goodput %.*s: expected ttft:MS, tpot:MS or e2el:MS, with commas between them",
-                               (int)length, at);
+            return status_fail(
+                why, STATUS_BAD_OPTION,
+                "--goodput %.*s: expected ttft:MS, tpot:MS or e2el:MS, with commas between them", (int)length,
+                at);
         char *end;
         double ms = strtod(at + name + 1, &end);
         if (end != at + length || end == at + name + 1 || isspace((unsigned char)at[name + 1]) ||
@@ -99,8 +100,8 @@ static bool is_good(const struct bench_load *l, const struct bench_request *q)
            (limit[BENCH_E2EL] <= 0 || q->e2el_ms <= limit[BENCH_E2EL]);
 }
 
-void bench_served_sum(struct bench_served *r, const struct bench_load *l, const struct bench_request *q, int n,
-                      double duration_s)
+void bench_served_sum(struct bench_served *r, const struct bench_load *l, const struct bench_request *q,
+                      int n, double duration_s)
 {
     *r = (struct bench_served){.duration_s = duration_s};
     int n_v[BENCH_METRIC_COUNT] = {0}, most = n, n_good = 0, n_itl = 0;

@@ -191,8 +191,10 @@ int jsonschema_types(struct jsonschema *c, const json_t *s)
     return bits ? bits : JSONTYPE_ALL;
 }
 
-/* Refuses what is not covered; counts the ALONE and TYPED keywords, "type" apart. */
-static void look_over(struct jsonschema *c, const json_t *s, const char **alone, int *n_alone, int *n_typed)
+static const char *const together[] = {"$ref", "anyOf", "oneOf", "allOf"};
+
+/* Counts the ALONE and TYPED keywords, "type" apart. */
+static void count_keywords(const json_t *s, const char **alone, int *n_alone, int *n_typed)
 {
     const char *name;
     json_t *value;
@@ -200,17 +202,50 @@ static void look_over(struct jsonschema *c, const json_t *s, const char **alone,
     json_object_foreach((json_t *)s, name, value)
     {
         const struct keyword *k = find_keyword(name);
-        if (!k) jsonschema_fail(c, name, "this keyword is not supported");
+        if (k && k->kind == ALONE) *alone = k->name, ++*n_alone;
+        else if (k && k->kind == TYPED && k->types) ++*n_typed;
+    }
+}
+
+void jsonschema_look_over(struct jsonschema *c, const json_t *s)
+{
+    const char *name;
+    json_t *value;
+    json_object_foreach((json_t *)s, name, value)
+    {
+        if (!find_keyword(name)) jsonschema_fail(c, name, "this keyword is not supported");
         else if (strcmp(name, "$id") == 0 && s != c->root)
             jsonschema_fail(c, name, "is supported at the root only");
-        else if (k->kind == ALONE) *alone = k->name, ++*n_alone;
-        else if (k->kind == TYPED && k->types) ++*n_typed;
     }
+}
+
+void jsonschema_drop_annotations(json_t *s)
+{
+    for (size_t i = 0; i < sizeof keywords / sizeof *keywords; i++)
+        if (keywords[i].kind == ANNOTATION) json_object_del(s, keywords[i].name);
+}
+
+void jsonschema_drop_typed(json_t *s, int types)
+{
+    for (size_t i = 0; i < sizeof keywords / sizeof *keywords; i++)
+        if (keywords[i].kind == TYPED && keywords[i].types && !(keywords[i].types & ~types))
+            json_object_del(s, keywords[i].name);
+}
+
+/* Does it say several things that must hold together? */
+static bool is_mixed(const struct jsonschema *c, const json_t *s, int n_alone, bool typed)
+{
+    for (size_t i = 0; i < c->n_made; i++)
+        if (c->made[i] == s) return false; /* what could be done was done */
+    if (json_object_get(s, "enum") || json_object_get(s, "const")) return n_alone > 1 || typed;
+    for (size_t i = 0; i < sizeof together / sizeof *together; i++)
+        if (json_object_get(s, together[i]) && (n_alone > 1 || typed)) return true;
+    return json_array_size(json_object_get(s, "allOf")) > 1;
 }
 
 /* ---- choices */
 
-static int bit_of(const json_t *v)
+int jsonschema_bit(const json_t *v)
 {
     if (json_is_real(v)) {
         double d = json_real_value(v);
@@ -234,32 +269,35 @@ static int compile_values(struct jsonschema *c, const json_t *s, const json_t *v
         return jsonschema_fail(c, keyword, "1 to 1000 values are needed");
     for (size_t i = 0; i < json_array_size(values); i++) {
         const json_t *v = json_array_get(values, i);
-        if (!(bit_of(v) & types)) continue;
+        if (!(jsonschema_bit(v) & types)) continue;
         int one = jsonschema_literal(c, v);
         e = e < 0 ? one : grammar_either(c->g, one, e);
     }
     return e < 0 ? jsonschema_fail(c, keyword, "no value has the type that is asked for") : e;
 }
 
-static int compile_branches(struct jsonschema *c, const json_t *branches, const char *keyword)
+void jsonschema_check_branches(struct jsonschema *c, const json_t *branches, const char *keyword)
 {
     size_t n = json_array_size(branches);
-    int e = -1;
-    if (n == 0 || n > 100) return jsonschema_fail(c, keyword, "1 to 100 schemas are needed");
-    if (strcmp(keyword, "allOf") == 0 && n > 1)
-        return jsonschema_fail(c, keyword, "more than one schema is not supported: merge them");
-    for (size_t i = 0; i < n; i++) {
-        char number[16];
-        snprintf(number, sizeof number, "%zu", i);
-        for (size_t k = 0; k < i && strcmp(keyword, "oneOf") == 0; k++)
+    if (n == 0 || n > 100) jsonschema_fail(c, keyword, "1 to 100 schemas are needed");
+    for (size_t i = 0; i < n && n <= 100 && strcmp(keyword, "oneOf") == 0; i++)
+        for (size_t k = 0; k < i; k++)
             if (!jsonschema_disjoint(c, json_array_get(branches, k), json_array_get(branches, i)))
-                return jsonschema_fail(
-                    c, keyword,
-                    "a value might fit branches %zu and %zu: tell them apart by type or by a "
-                    "required constant, or use anyOf",
-                    k, i);
+                jsonschema_fail(c, keyword,
+                                "a value might fit branches %zu and %zu: tell them apart by type or by a "
+                                "required constant, or use anyOf",
+                                k, i);
+}
+
+static int compile_branches(struct jsonschema *c, const json_t *branches, const char *keyword)
+{
+    int e = grammar_empty(c->g);
+    jsonschema_check_branches(c, branches, keyword);
+    for (size_t i = 0; i < json_array_size(branches) && c->status == STATUS_OK; i++) {
+        char number[24];
+        snprintf(number, sizeof number, "%zu", i);
         int one = jsonschema_below(c, json_array_get(branches, i), keyword, number);
-        e = e < 0 ? one : grammar_either(c->g, e, one);
+        e = i == 0 ? one : grammar_either(c->g, e, one);
     }
     return e;
 }
@@ -300,13 +338,19 @@ static int compile(struct jsonschema *c, const json_t *s)
     if (c->depth >= DEPTH_MAX) return jsonschema_fail(c, "schema", "nested deeper than %d", DEPTH_MAX);
     const char *alone = NULL;
     int n_alone, n_typed, e;
-    look_over(c, s, &alone, &n_alone, &n_typed);
+    jsonschema_look_over(c, s);
+    count_keywords(s, &alone, &n_alone, &n_typed);
     if (c->status != STATUS_OK) return grammar_empty(c->g);
     c->depth++;
     bool values = alone && (strcmp(alone, "enum") == 0 || strcmp(alone, "const") == 0);
     bool typed = n_typed > 0 || (!values && json_object_get(s, "type"));
     int types = jsonschema_types(c, s);
-    if (n_alone > 1 || (n_alone == 1 && typed))
+    if (is_mixed(c, s, n_alone, typed)) {
+        const json_t *flat = jsonschema_flatten(c, s);
+        if (json_is_false(flat))
+            e = jsonschema_fail(c, alone, "leaves no value together with what stands beside it");
+        else e = compile(c, flat);
+    } else if (n_alone > 1 || (n_alone == 1 && typed))
         e = jsonschema_fail(c, alone, "keywords beside it that must hold too are not supported");
     else if (n_alone == 1) e = compile_alone(c, s, alone);
     else if (types == JSONTYPE_ALL && n_typed == 0) e = grammar_call(c->g, c->value);
@@ -336,6 +380,8 @@ enum status jsonschema_compile(struct grammar **out, const json_t *schema, struc
         c.status = grammar_finish(c.g, start, &sub);
         if (c.status != STATUS_OK) status_fail(why, c.status, "schema: %s", sub.text);
     }
+    for (size_t i = 0; i < c.n_made; i++) json_decref(c.made[i]);
+    free(c.made);
     free(c.target);
     if (c.status != STATUS_OK) grammar_drop(c.g);
     else *out = c.g;

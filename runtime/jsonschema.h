@@ -9,9 +9,10 @@
  * Covered: type, enum, const, properties, required, additionalProperties, items, prefixItems, minItems,
  * maxItems, minLength, maxLength, pattern (jsonpattern.h), format (date, time, date-time, uuid, ipv4),
  * minimum, maximum, exclusiveMinimum, exclusiveMaximum (whole numbers for "number"), anyOf, oneOf where no
- * value fits two branches, allOf of one, $ref within the schema, and annotations. Every other keyword is
- * refused by name and place: none is ignored. Refused too: keywords beside $ref, enum, const, anyOf, oneOf or
- * allOf that would have to hold as well; pattern or format together with a length. */
+ * value fits two branches, allOf, $ref within the schema, and annotations. Every other keyword is refused by
+ * name and place: none is ignored. Keywords beside each other hold together (jsonschema_merge.c), a choice beside
+ * others multiplied out to at most 100 branches. Refused too: two patterns or formats of one string, one of them
+ * together with a length or with named strings, named objects and arrays beside keywords about what is in them. */
 #ifndef RETRO_JSONSCHEMA_H
 #define RETRO_JSONSCHEMA_H
 

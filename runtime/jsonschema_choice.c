@@ -15,7 +15,7 @@ static const json_t *follow(const struct jsonschema *c, const json_t *s)
     return s;
 }
 
-static bool same(const json_t *a, const json_t *b)
+bool jsonschema_same(const json_t *a, const json_t *b)
 {
     if (json_is_number(a) && json_is_number(b)) return json_number_value(a) == json_number_value(b);
     return json_equal(a, b);
@@ -35,7 +35,7 @@ static bool values_disjoint(const json_t *a, const json_t *b)
     if (n * (json_array_size(json_object_get(b, "enum")) + 1) > COMPARED_MAX) return false;
     for (size_t i = 0; value_of(a, i); i++)
         for (size_t k = 0; value_of(b, k); k++)
-            if (same(value_of(a, i), value_of(b, k))) return false;
+            if (jsonschema_same(value_of(a, i), value_of(b, k))) return false;
     return true;
 }
 

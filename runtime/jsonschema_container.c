@@ -19,7 +19,7 @@ static int call(struct jsonschema *c, int rule) { return grammar_call(c->g, rule
 
 struct property {
     const char *name;
-    int value; /* expression */
+    int value; /* expression; -1: may not be there */
     bool required;
 };
 
@@ -60,7 +60,10 @@ static void read_object(struct jsonschema *c, const json_t *s, struct object *o)
     json_object_foreach(properties, name, value)
     {
         bool needed = is_required(required, name);
-        if (json_is_false(value) && !needed) continue; /* it is never there */
+        if (json_is_false(value) && !needed) { /* never there, and no other name either */
+            add_property(c, o, name, -1, false);
+            continue;
+        }
         add_property(c, o, name, jsonschema_below(c, value, "properties", name), needed);
     }
     o->more = -1;
@@ -148,6 +151,11 @@ int jsonschema_object(struct jsonschema *c, const json_t *s)
     for (int i = 0; i <= o.n; i++)
         for (int first = 0; first < 2; first++) rest[i][first] = grammar_rule(c->g);
     for (int i = 0; i < o.n; i++) {
+        if (o.property[i].value < 0) {
+            for (int first = 0; first < 2; first++)
+                grammar_define(c->g, rest[i][first], call(c, rest[i + 1][first]));
+            continue;
+        }
         json_t *name = json_string(o.property[i].name);
         int pair = CONCAT(c, jsonschema_literal(c, name), text(c, ":"), blank, o.property[i].value);
         int rule = grammar_rule(c->g); /* called from both forms */

@@ -27,6 +27,9 @@ struct jsonschema {
     const json_t *root;
     struct jsonschema_target *target;
     size_t n_targets, targets_capacity;
+    json_t **made; /* schemas merged from others, owned until the end */
+    size_t n_made, made_capacity;
+    int n_merges;
     /* Rules of JSON itself. */
     int blank, character, string, number, integer, value, any_object, any_array;
     char path[256]; /* of the schema at hand: "properties.a." */
@@ -54,9 +57,19 @@ int jsonschema_object(struct jsonschema *c, const json_t *s);
 int jsonschema_array(struct jsonschema *c, const json_t *s);
 /* jsonschema_choice.c: can no value fit both? */
 bool jsonschema_disjoint(struct jsonschema *c, const json_t *a, const json_t *b);
+bool jsonschema_same(const json_t *a, const json_t *b); /* as values: 1 is 1.0 */
+/* jsonschema_merge.c: the keywords of one schema as one that has no two that must hold apart; owned by `c`. */
+const json_t *jsonschema_flatten(struct jsonschema *c, const json_t *s);
 /* jsonschema.c: the types that a schema's "type" names or its keywords suggest; the target of a $ref or NULL.
  */
 int jsonschema_types(struct jsonschema *c, const json_t *s);
 const json_t *jsonschema_resolve(const struct jsonschema *c, const char *ref);
+int jsonschema_bit(const json_t *value); /* the type of a value */
+/* Refuses keywords that are not covered; branches that are no schemas, or those of oneOf that are not disjoint. */
+void jsonschema_look_over(struct jsonschema *c, const json_t *s);
+void jsonschema_check_branches(struct jsonschema *c, const json_t *branches, const char *keyword);
+void jsonschema_drop_annotations(json_t *s);
+/* Removes keywords that say something of these types only. */
+void jsonschema_drop_typed(json_t *s, int types);
 
 #endif

@@ -143,6 +143,47 @@ def random_schema(r, depth=0):
                      {"oneOf": [{"type": "string"}, {"type": "number"}, {"$ref": "#/$defs/node"}]}])
 
 
+def random_part(r):
+    """Something that may hold beside other things: overlapping names, open and closed objects, bounds, choices."""
+    kind = r.randrange(8)
+    names = r.sample(["a", "b", "c"], r.randrange(1, 4))
+    if kind <= 2:
+        values = [True, {"type": "integer"}, {"type": ["integer", "null"], "minimum": r.randrange(4)},
+                  {"enum": [1, 2, "x", None]}, {"type": "string", "minLength": r.randrange(3)}]
+        schema = {"properties": {n: r.choice(values) for n in names}}
+        if r.random() < 0.5:
+            schema["required"] = r.sample(names, r.randrange(len(names) + 1))
+        if r.random() < 0.4:
+            more = [True, {"type": "integer"}, {"type": ["integer", "string"]}, False]
+            schema["additionalProperties"] = r.choice(more)
+        return {"type": "object", **schema} if r.random() < 0.6 else schema
+    if kind == 3:
+        return {"required": r.sample(["a", "b", "d"], 1)}
+    if kind == 4:
+        small = {"properties": {"b": {"type": "integer", "maximum": 9}}}
+        return {"anyOf": [{"required": ["a"]}, small, {"type": "null"}]}
+    if kind == 5:
+        return {"$ref": "#/$defs/open"}
+    if kind == 6:
+        return {"oneOf": [{"type": "object", "properties": {"a": {"const": i}}, "required": ["a"]} for i in (1, 2)]}
+    return {"type": r.choice(["object", ["object", "null"], ["array", "object"]])}
+
+
+def random_together(r):
+    if r.random() < 0.25:
+        parts = [{"type": "array", "items": r.choice([{"type": "integer"}, {"enum": [1, "a"]}, True]),
+                  "maxItems": r.randrange(2, 5)}, {"minItems": r.randrange(3)},
+                 {"prefixItems": [{"const": 1}, {"type": ["string", "integer"]}][:r.randrange(1, 3)]}]
+    else:
+        parts = [random_part(r) for _ in range(r.randrange(2, 4))]
+    if r.random() < 0.5:
+        return {"allOf": parts, "description": "all of them"}
+    schema = parts[0]
+    for p in parts[1:]:  # beside each other as far as their keywords differ
+        schema = {"allOf": [schema, p]} if set(schema) & set(p) else {**schema, **p}
+    return schema
+
+
 def check_texts(schema, answer):
     ended = 0
     for text, done in answer["texts"]:
@@ -176,6 +217,29 @@ def test_random_schemas(tool):
             print(seed, json.dumps(schema))
             raise
     assert refused < N_SCHEMAS / 20, refused
+    assert ended > 0.6 * total, (ended, total)
+
+
+def test_random_schemas_that_hold_together(tool):
+    """Schemas that leave no value are refused; every other text that comes out is one of all of them."""
+    ended = refused = total = 0
+    for seed in range(2 * N_SCHEMAS):
+        r = random.Random(1000 + seed)
+        more = r.choice([True, {"enum": [1, 2, "yy"]}])
+        opened = {"properties": {"c": {"type": ["string", "integer"]}}, "additionalProperties": more}
+        schema = {**obj(top=random_together(r)), "$defs": {"open": opened}}
+        jsonschema.Draft202012Validator.check_schema(schema)
+        answer = tool.ask(schema, seed, 6, 40)
+        if "refused" in answer:
+            refused += 1
+            continue
+        total += 6
+        try:
+            ended += check_texts(schema, answer)
+        except Exception:
+            print(seed, json.dumps(schema))
+            raise
+    assert refused < 0.35 * 2 * N_SCHEMAS, refused
     assert ended > 0.6 * total, (ended, total)
 
 
@@ -228,6 +292,33 @@ CASES = [  # schema, texts that pass, texts that do not
      ['{"kind":"a","x":1}', '{"kind":"b","y":""}'], ['{"kind":"a","y":""}']),
     ({"allOf": [{"$ref": "#/$defs/a~1b%25"}], "$defs": {"a/b%": {"const": 5}}}, ["5"], ["6"]),
     ({"type": ["integer", "null"]}, ["3", "null"], ["3.5", '"3"']),
+    ({"properties": {"a": False, "b": True}, "additionalProperties": True}, ['{}', '{"b":1}', '{"c":1}', '{"b":1,"ab":2}'],
+     ['{"a":1}', '{"b":1,"a":1}']),
+    ({"allOf": [obj(a={"type": "integer", "minimum": 3}), obj(b={"type": "string"}), {"properties": {"a": {"maximum": 4}}}]},
+     ['{"a":3,"b":""}', '{"a":4,"b":"x"}'], ['{"a":2,"b":""}', '{"a":5,"b":""}', '{"a":3}', '{"b":""}']),
+    ({**obj(a={"type": "integer"}), "properties": {"a": {"type": "integer"}, "b": {"type": "integer"}, "c": {"type": "integer"}},
+      "anyOf": [{"required": ["b"]}, {"required": ["c"]}]},
+     ['{"a":1,"b":2}', '{"a":1,"c":2}', '{"a":1,"b":2,"c":3}'], ['{"a":1}', '{"b":2}']),
+    ({"allOf": [{"properties": {"a": True}, "additionalProperties": {"type": "integer"}}, {"properties": {"b": {"minimum": 2}}}]},
+     ['{"a":"x","b":2}', '{"b":7}', '{"c":1}'], ['{"b":1}', '{"b":2.5}', '{"c":"x"}']),
+    ({"allOf": [{"type": "object", "properties": {"a": True, "b": True}, "additionalProperties": False},
+                {"properties": {"b": {"const": 1}, "c": True}}]}, ['{}', '{"a":0,"b":1}'], ['{"c":1}', '{"b":2}']),
+    ({"$ref": "#/$defs/n", "minimum": 5, "$defs": {"n": {"type": "integer", "maximum": 6}}}, ["5", "6"], ["4", "7", "5.5"]),
+    ({"allOf": [{"enum": [1, 2, "a", None]}, {"enum": ["a", 2.0, 5]}, {"type": ["string", "integer"]}]}, ['"a"', "2"],
+     ["1", "null", "5"]),
+    ({"allOf": [{"anyOf": [{"type": "string"}, {"type": "integer", "minimum": 3}]},
+                {"anyOf": [{"maxLength": 1, "type": "string"}, {"type": "integer", "maximum": 4}, {"type": "null"}]}]},
+     ['"a"', "3", "4"], ['"ab"', "2", "5", "null"]),
+    ({"allOf": [{"type": "array", "prefixItems": [{"const": 1}], "items": {"type": "integer"}},
+                {"items": {"minimum": 1, "maximum": 2}, "maxItems": 3}, {"minItems": 2}]},
+     ["[1,1]", "[1,2,1]"], ["[1]", "[2,2]", "[1,3]", "[1,1,1,1]"]),
+    ({"enum": [1, 5, 9, "a", "äö", None], "minimum": 2, "exclusiveMaximum": 9, "minLength": 2}, ["5", '"äö"', "null"],
+     ["1", "9", '"a"']),
+    ({"$ref": "#/$defs/a", "minimum": 1, "$defs": {"a": True}}, ["1", "2.5"], ["0"]),
+    ({"anyOf": [True], "type": "object"}, ["{}", '{"a":1}'], ["1", "null"]),
+    ({"enum": ["a", 3], "const": 3.0}, ["3"], ['"a"']),
+    ({"allOf": [{"prefixItems": [{"const": 1}, {"const": 2}]}, {"type": "array", "prefixItems": [True], "items": False}]},
+     ["[]", "[1]"], ["[1,2]", "[2]"]),
 ]
 
 
@@ -247,7 +338,26 @@ REFUSED = [  # schema, what the line must name
     (obj(a={"type": "array", "uniqueItems": True}), r"properties\.a\.uniqueItems"),
     ({"not": {}}, "not:"),
     ({"type": "object", "patternProperties": {}}, "patternProperties"),
-    ({"allOf": [{}, {}]}, "allOf"),
+    ({"allOf": [{"type": "string"}, {"type": "integer"}]}, "allOf: leaves no value"),
+    ({"enum": ["a"], "pattern": "a"}, "enum"),
+    ({"enum": [1], "minimum": 2}, "enum"),
+    ({"enum": [{"a": 1}], "required": ["b"]}, "enum"),
+    ({"allOf": [{"enum": [1]}, {"enum": [2]}]}, "allOf: leaves no value"),
+    ({"allOf": [{"pattern": "a"}, {"pattern": "b"}]}, r"allOf\.1\.pattern: two different"),
+    ({"allOf": [{"type": "integer"}, {"multipleOf": 3}]}, r"allOf\.1\.multipleOf"),
+    ({"allOf": [{"$ref": "#"}, {"type": "string"}]}, "refers to itself"),
+    ({"allOf": [{}, {"properties": 3}]}, "properties"),
+    ({"allOf": [{}, {"required": 3}], "required": ["a"]}, "required"),
+    ({"allOf": []}, "allOf"),
+    ({"$ref": "#/$defs/0", "type": "object", "$defs": {str(i): {"allOf": [{"$ref": f"#/$defs/{i + 1}"}] * 2} if i < 13 else obj(
+        a=True) for i in range(14)}}, "over 2000 schemas"),
+    ({"allOf": 5, "type": "string"}, "allOf"),
+    ({"type": "object", "oneOf": [{"required": ["a"]}, {"required": ["b"]}]}, "oneOf"),
+    ({"allOf": [{"anyOf": [{"type": "integer", "minimum": i} for i in range(20)]}, {"anyOf": [
+        {"type": "integer", "maximum": i + 30} for i in range(20)]}]}, "over 100 ways"),
+    ({"allOf": [{"$ref": "#/$defs/a"}, {"$ref": "#/$defs/b"}], "$defs": {
+        "a": {**obj(x={"$ref": "#/$defs/a"}, y={"$ref": "#/$defs/b"})},
+        "b": {**obj(x={"$ref": "#/$defs/b"}, y={"$ref": "#/$defs/a"})}}}, "over 2000 schemas|nested deeper"),
     ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, "oneOf"),
     ({"oneOf": [{"minimum": 1}, {"type": "string"}]}, "oneOf"),
     ({"$ref": "https://example.com/x"}, r"\$ref"),
@@ -269,8 +379,6 @@ REFUSED = [  # schema, what the line must name
     ({"type": "string", "enum": [1]}, "enum"),
     ({"enum": []}, "enum"),
     ({"type": "thing"}, "type"),
-    ({"$ref": "#/$defs/a", "minimum": 1, "$defs": {"a": True}}, r"\$ref"),
-    ({"anyOf": [True], "type": "object"}, "anyOf"),
     ({"type": "string", "minLength": 100000, "pattern": None}, "pattern"),
     ({"type": "array", "items": {"type": "string", "maxLength": 100000, "minLength": 100000}, "minItems": 5}, "too large|"),
     ({"type": "array", "items": [{}]}, "items"),

@@ -83,9 +83,9 @@ static void test_nothing_completed(void **state)
 static void test_limits_refused(void **state)
 {
     (void)state;
-    static const char *const bad[] = {"ttft",    "ttft:",     "ttft:x",  "ttft:-1",         "ttft:0", "itl:5",
-                                      "tpo:5",   "ttft:5ms",  ":5",      "ttft:1,ttft:2",   "x",      "ttft:inf",
-                                      "tpot,:5", "ttft: 200", "ttft:nan"};
+    static const char *const bad[] = {"ttft",  "ttft:",    "ttft:x",   "ttft:-1",   "ttft:0",
+                                      "itl:5", "tpo:5",    "ttft:5ms", ":5",        "ttft:1,ttft:2",
+                                      "x",     "ttft:inf", "tpot,:5",  "ttft: 200", "ttft:nan"};
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         double limit[BENCH_METRIC_COUNT] = {0};
         struct reason why = {""};
@@ -97,8 +97,8 @@ static void test_limits_refused(void **state)
 static void test_ranges(void **state)
 {
     (void)state;
-    static const char *const bad[] = {"", "0", "-1", "5..", "..5", "6..5", "1...3", "1..101", "101", "7 ", "0..3",
-                                      "99999999999999999999"};
+    static const char *const bad[] = {"",      "0",      "-1",  "5..", "..5",  "6..5",
+                                      "1...3", "1..101", "101", "7 ",  "0..3", "99999999999999999999"};
     struct bench_range r;
     struct reason why;
     assert_int_equal(bench_range_parse(&r, "input-tokens", "7", 100, &why), STATUS_OK);
@@ -116,8 +116,10 @@ static void test_ranges(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_spread),         cmocka_unit_test(test_goodput),
-        cmocka_unit_test(test_nothing_completed), cmocka_unit_test(test_limits_refused),
+        cmocka_unit_test(test_spread),
+        cmocka_unit_test(test_goodput),
+        cmocka_unit_test(test_nothing_completed),
+        cmocka_unit_test(test_limits_refused),
         cmocka_unit_test(test_ranges),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
