@@ -7,8 +7,8 @@
     llama_side.py logits GGUF --tokens FILE --prompt P --steps M --dump OUT.npy [--greedy]
 
 What is written as GGUF holds no tokenizer: everything here is token ids. A context is filled cheaply: the state of a
-sequence of CELLS tokens is taken from the library, its cells are repeated up to the context at positions of their own, and
-the state is given back. A library whose state looks otherwise is refused; --prefill then computes the context.
+sequence of CELLS tokens is taken from the library, its cells are repeated up to the context at positions of their own,
+and the state is given back. A library whose state looks otherwise is refused; --prefill then computes the context.
 Prints one JSON object. Exit codes: 0 done, 2 refused.
 """
 
@@ -209,8 +209,8 @@ class Llama:
 
 
 def repeat_cells(state, n, n_streams):
-    """Sequence 0's state of CELLS tokens as one of n: the layout that llama.cpp writes for a cache of one kind, a stream
-    a sequence, of which the others hold nothing."""
+    """Sequence 0's state of CELLS tokens as one of n: the layout that llama.cpp writes for a cache of one kind, with a
+    stream for each sequence, of which the others hold nothing."""
     at, out = 0, []
 
     def take(form):

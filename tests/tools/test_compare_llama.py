@@ -104,7 +104,8 @@ def sides(monkeypatch, tmp_path):
     monkeypatch.setattr(compare, "facts", lambda: {"machine": "m", "commit": "c"})
 
     def main(*words):
-        monkeypatch.setattr(sys, "argv", ["compare-llama", *words, "--results", str(tmp_path / "r.jsonl"), "--threads", "3"])
+        more = ["--results", str(tmp_path / "r.jsonl"), "--threads", "3"]
+        monkeypatch.setattr(sys, "argv", ["compare-llama", *words, *more])
         compare.main()
         return asked
 
