@@ -61,9 +61,6 @@ static enum status prepare(struct server *v, int *context, struct reason *why)
 {
     const struct options *o = v->o;
     enum status status = STATUS_OK;
-    if (o->dp > 1)
-        return status_fail(why, STATUS_BAD_OPTION,
-                           "--dp %d: a server is one group of ranks; start several behind a balancer", o->dp);
     for (int i = 0; i < o->api_key.n_items && status == STATUS_OK; i++)
         status = add_key(v, o->api_key.item[i], "--api-key", why);
     if (status == STATUS_OK && o->api_key_file) status = read_keys(v, o->api_key_file, why);
