@@ -198,6 +198,7 @@ static void *run_batch(void *user)
 {
     struct run *r = user;
     r->began_us = r->synced_us = r->told_us = clock_us();
+    if (r->o->terminal) tell(r, r->began_us);
     while (true) {
         read_ahead(r);
         if (!r->stopping && r->o->interrupted()) stop(r, r->o->drain_s);

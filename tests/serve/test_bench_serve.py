@@ -36,8 +36,8 @@ def test_counts_are_the_servers(tiny):
         assert r["total_token_throughput"] == pytest.approx((54 + r["total_input_tokens"]) / r["duration"], rel=1e-6)
         for m in METRICS:
             # Events of so small a model may arrive together: the gaps between them are nothing then.
-            assert 0 <= r[f"median_{m}_ms"] <= r[f"p99_{m}_ms"] and r[f"mean_{m}_ms"] > 0 and r[f"std_{m}_ms"] >= 0
-        assert r["mean_ttft_ms"] < r["mean_e2el_ms"] <= r["duration"] * 1e3
+            assert 0 <= r[f"median_{m}_ms"] <= r[f"p99_{m}_ms"] and r[f"mean_{m}_ms"] >= 0 and r[f"std_{m}_ms"] >= 0
+        assert 0 < r["mean_ttft_ms"] <= r["mean_e2el_ms"] <= r["duration"] * 1e3
         assert r["mean_e2el_ms"] == pytest.approx(r["mean_ttft_ms"] + 8 * r["mean_tpot_ms"], rel=1e-6)
     for ours, theirs in (("total_output_tokens", "generation_tokens_total"), ("total_input_tokens", "prompt_tokens_total")):
         assert after[theirs] - before[theirs] == one[ours] + two[ours]
