@@ -220,7 +220,9 @@ static __device__ __forceinline__ void weigh(float s[4][2][4], float o[4][COLUMN
             float top = y.top[mt][half];
 #pragma unroll
             for (int k = 0; k < 4; k++) top = fmaxf(top, warp_max[k * QUERIES + i]);
-            float base = top == -INFINITY ? 0.0f : top * scale, f = exp2_fast(y.top[mt][half] * scale - base);
+            float base = top == -INFINITY ? 0.0f : __fmul_rn(top, scale);
+            float f =
+                exp2_fast(__fmul_rn(y.top[mt][half], scale) - base); /* 1 to the bit when top did not move */
             float *a = s[mt][0] + half * 2, *c = s[mt][1] + half * 2;
             a[0] = exp2_fast(a[0] * scale - base);
             a[1] = exp2_fast(a[1] * scale - base);

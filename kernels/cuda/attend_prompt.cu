@@ -161,8 +161,8 @@ static __device__ __forceinline__ void weigh(float s[TILE / 8][4], float o[E / 8
         top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 1));
         top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 2));
         top = fmaxf(top, y.top[half]);
-        float zero = top == -INFINITY ? 0.0f : top * scale, f = exp2_fast(y.top[half] * scale - zero),
-              sum = 0;
+        float zero = top == -INFINITY ? 0.0f : __fmul_rn(top, scale), sum = 0;
+        float f = exp2_fast(__fmul_rn(y.top[half], scale) - zero); /* 1 to the bit when top did not move */
 #pragma unroll
         for (int i = 0; i < TILE / 8 * 2; i++) {
             float *x = &s[i / 2][half * 2 + i % 2];

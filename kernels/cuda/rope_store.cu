@@ -200,7 +200,7 @@ extern "C" void cuda_rope_store(struct device *d, float *q, const float *qkv, co
                                 const float *q_norm, const float *k_norm, const struct kv_layer *kv,
                                 const struct batch *b, const struct dims *m)
 {
-    ASSERT(m->E <= ATTENTION_MAX_E && m->E % 2 == 0 && !summary_has_codes(m));
+    ASSERT(m->E <= ATTENTION_MAX_E && m->E % 2 == 0);
     struct rope_store a = {q, qkv, rope, q_norm, k_norm, false};
     if (b->n_decode > 0) {
         unsigned pages = (unsigned)((m->W + m->P - 2) / m->P + 1); /* that W consecutive positions touch */

@@ -531,7 +531,6 @@ extern "C" void cuda_select(struct device *d, int32_t *pages, int32_t *count, co
                             const struct dims *m)
 {
     ASSERT(m->E <= ATTENTION_MAX_E && m->G <= ATTENTION_MAX_G && b->n_decode <= m->max_spans);
-    ASSERT(!summary_has_codes(m));
     if (b->n_decode == 0) return;
     cudaStream_t stream = cuda_of(d)->stream;
     struct scratch s = scratch_of(scratch, m);

@@ -1,6 +1,7 @@
 // Operand resolution, frame layout, control flow and the kernel's closure over the functions it calls.
 #include "decode.h"
 #include "warp.h"
+#include <set>
 
 namespace emu {
 
@@ -341,14 +342,48 @@ void Decoder::control(Inst &i)
     }
 }
 
+static bool is_register(const Operand &o, int reg) { return o.kind == Operand::Reg && o.reg == reg; }
+
+// Keeps `products` true past the statement.
+void Decoder::follow_products()
+{
+    auto overwrite = [&](const Operand &o) {
+        if (o.kind != Operand::Reg) return;
+        products.erase(o.reg);
+        for (auto p = products.begin(); p != products.end();) {
+            auto &factors = p->second->args;
+            bool gone = is_register(factors[1], o.reg) || is_register(factors[2], o.reg);
+            p = gone ? products.erase(p) : std::next(p);
+        }
+    };
+    if (st->words[0] == "bra" || st->words[0] == "brx" || st->words[0] == "call") return products.clear();
+    if (st->args.empty()) return;
+    const Operand &to = arg(0);
+    overwrite(to);
+    for (auto &o : to.parts) overwrite(o);
+    bool factor_kept = args() == 3 && !is_register(arg(1), to.reg) && !is_register(arg(2), to.reg);
+    if (st->words[0] == "mul" && st->words.back() == "f32" && st->guard < 0 && factor_kept && !has("sat") &&
+        !has("rn") && !one_of({"rz", "rm", "rp"}))
+        products[to.reg] = st;
+}
+
+const Statement *Decoder::product(const Operand &o) const
+{
+    auto it = o.kind == Operand::Reg ? products.find(o.reg) : products.end();
+    return it == products.end() ? nullptr : it->second;
+}
+
 void Decoder::run()
 {
     func.param_bytes = align_up(func.body.param_bytes, 16);
     func.local_bytes = align_up(func.body.local_bytes, 16);
     auto &code = func.body.code;
     func.code.reserve(code.size() + 1);
+    std::set<u32> labelled;
+    for (auto &l : func.body.labels) labelled.insert(l.second);
     for (size_t k = 0; k < code.size(); k++) {
         st = &code[k];
+        if (labelled.count(k)) products.clear();
         Inst i;
         i.source = k;
         if (st->guard >= 0) {
@@ -374,6 +409,7 @@ void Decoder::run()
             i.fn = unsupported;
         }
         func.code.push_back(i);
+        follow_products();
     }
     Inst end; // falling off the end returns
     end.kind = Kind::Return;

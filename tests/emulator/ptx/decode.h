@@ -39,8 +39,12 @@ class Decoder {
     void run();    // all statements
     u32 reg_slot(int reg) const { return slots[reg]; }
     u32 scratch(int width); // slot that nobody reads
+    // The mul.f32 without a rounding whose result the operand still is, with the same factors; null when none is.
+    const Statement *product(const Operand &o) const;
 
   private:
+    std::map<int, const Statement *> products; // by register, within a basic block
+    void follow_products();
     std::vector<u32> slots;
     std::map<std::pair<int, u64>, u32> constant_slots;
     std::map<u64, u32> dynamic_slots;

@@ -1,6 +1,9 @@
 // f32 and f64 arithmetic: add, sub, mul, fma, div, min, max, abs, neg, copysign, with ftz, sat and all
 // roundings.
 //
+// A sum of a product, both f32 without a rounding, is one multiply-add: ptxas is free to fuse them and does, and code
+// that relies on the product's own rounding must say mul.rn.
+//
 // Round-to-nearest runs as plain lane loops; the directed modes switch the host's rounding mode around them
 // (this file is compiled with -frounding-math -ffp-contract=off).
 #include "lanes.h"
@@ -11,7 +14,7 @@ namespace emu {
 
 namespace {
 
-enum Op : int { ADD, SUB, MUL, FMA, DIV };
+enum Op : int { ADD, SUB, MUL, FMA, FMS, FNMA, DIV }; // FMS: ab - c, FNMA: c - ab
 
 template <class T, int op> inline T apply(T a, T b, T c)
 {
@@ -19,6 +22,8 @@ template <class T, int op> inline T apply(T a, T b, T c)
     if constexpr (op == SUB) return a - b;
     if constexpr (op == MUL) return a * b;
     if constexpr (op == DIV) return a / b;
+    if constexpr (op == FMS) return std::fma(a, b, -c);
+    if constexpr (op == FNMA) return std::fma(-a, b, c);
     return std::fma(a, b, c);
 }
 
@@ -30,7 +35,7 @@ template <class T, int op, bool FTZ, bool SAT> void arithmetic(Warp &w, const In
 {
     const T *a = w.slot<T>(i.a), *b = w.slot<T>(i.b), *c = w.slot<T>(i.c);
     write_lanes(w.slot<T>(i.d), mask, [&](int l) {
-        T x = a[l], y = b[l], z = op == FMA ? c[l] : T(0);
+        T x = a[l], y = b[l], z = op == FMA || op == FMS || op == FNMA ? c[l] : T(0);
         if constexpr (FTZ) x = flush(x), y = flush(y), z = flush(z);
         T r = canonical(apply<T, op>(x, y, z));
         if constexpr (FTZ) r = flush(r);
@@ -109,6 +114,25 @@ template <class T> void copy_sign(Warp &w, const Inst &i, u32 mask)
 
 } // namespace
 
+// An f32 add or sub as a multiply-add, when one of its operands is a product.
+static bool fuse(Decoder &d, Inst &i, bool subtract)
+{
+    for (int k = 1; k <= 2; k++) {
+        const Statement *mul = d.product(d.arg(k));
+        if (!mul || mul->has("ftz") != d.has("ftz")) continue;
+        i.d = d.dest(d.arg(0), 4);
+        i.a = d.source(mul->args[1], 4);
+        i.b = d.source(mul->args[2], 4);
+        i.c = d.source(d.arg(3 - k), 4);
+        bool ftz = d.has("ftz"), sat = d.has("sat");
+        i.fn = !subtract ? float_handler<FMA>(ftz, sat, 0)
+               : k == 1  ? float_handler<FMS>(ftz, sat, 0)
+                         : float_handler<FNMA>(ftz, sat, 0);
+        return true;
+    }
+    return false;
+}
+
 bool decode_float(Decoder &d, Inst &i)
 {
     const std::string &op = d.st->words[0];
@@ -122,6 +146,9 @@ bool decode_float(Decoder &d, Inst &i)
     if ((t != Ty::F32 && t != Ty::F64) || types.size() > 1) return false;
     bool f = t == Ty::F32, ftz = d.has("ftz"), sat = d.has("sat");
     int width = f ? 4 : 8, n = it->second;
+    if (f && (op == "add" || op == "sub") && !d.has("rn") && !d.one_of({"rz", "rm", "rp"}) &&
+        fuse(d, i, op == "sub"))
+        return true;
     bool three = (op == "min" || op == "max") && d.args() == 4;
     operands(d, i, width, width, three ? 3 : n);
     i.sub = (u8)d.one_of({"rz", "rm", "rp"});

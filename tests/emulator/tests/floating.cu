@@ -85,6 +85,18 @@ static void arithmetic()
     check2<double, double, double>("add.rn.f64",
                                    PTX2("add.rn.f64 %0,%1,%2;", double, "d", double, "d", double, "d"),
                                    [](double a, double b) { return a + b; });
+#define FL_FUSED(name, text, expr)                                                                           \
+    check3<float, float, float, float>(                                                                      \
+        name, PTX3("{.reg .f32 t; " text "}", float, "f", float, "f", float, "f", float, "f"),               \
+        [](float a, float b, float c) { return expr; })
+    FL_FUSED("mul, add", "mul.f32 t,%1,%2; add.f32 %0,t,%3;", std::fma(a, b, c));
+    FL_FUSED("mul, sub", "mul.f32 t,%1,%2; sub.f32 %0,t,%3;", std::fma(a, b, -c));
+    FL_FUSED("mul, sub from", "mul.f32 t,%1,%2; sub.f32 %0,%3,t;", std::fma(-a, b, c));
+    FL_FUSED("mul.rn, add", "mul.rn.f32 t,%1,%2; add.f32 %0,t,%3;", a * b + c);
+    FL_FUSED("mul, add.rn", "mul.f32 t,%1,%2; add.rn.f32 %0,t,%3;", a * b + c);
+    FL_FUSED("mul, other, add", "mul.f32 t,%1,%2; mov.f32 t,%2; add.f32 %0,t,%3;", b + c);
+    FL_FUSED("mul, factor changed, add",
+             "{.reg .f32 x; mov.f32 x,%1; mul.f32 t,x,%2; mov.f32 x,%3; add.f32 %0,t,x;}", a * b + c);
     check3<double, double, double, double>(
         "fma.rn.f64", PTX3("fma.rn.f64 %0,%1,%2,%3;", double, "d", double, "d", double, "d", double, "d"),
         [](double a, double b, double c) { return std::fma(a, b, c); });
@@ -96,8 +108,8 @@ static void arithmetic()
     FL1("sqrt.rn.f32", std::sqrt(a), 0);
     FL1("rcp.rn.f32", 1 / a, 0);
     FL1("rcp.rz.f32", a == 0 || std::isinf(a) ? 1 / a : round32(1.0L / a, RZ), 0);
-    FL1("ex2.approx.f32", std::exp2((double)a), 1);
-    FL1("ex2.approx.ftz.f32", ftz((float)std::exp2((double)ftz(a))), 1);
+    FL1("ex2.approx.f32", std::exp2((double)a), 2);
+    FL1("ex2.approx.ftz.f32", ftz((float)std::exp2((double)ftz(a))), 2);
     FL1("lg2.approx.f32", std::log2((double)a), 1);
     FL1("rsqrt.approx.f32", 1 / std::sqrt((double)a), 1);
     FL1("rcp.approx.ftz.f32", ftz(1 / ftz(a)), 1);
