@@ -125,6 +125,7 @@ static double world_step(struct world *w)
 static void measure_steps(struct world *w, int n, double *ms, double *rate)
 {
     for (int i = 0; i < BENCH_WARMUP; i++) world_step(w);
+    engine_read_rate(w->engine); /* finds out how long a sample has to be */
     for (int i = 0; i < n; i++) {
         rate[i] = engine_read_rate(w->engine);
         ms[i] = world_step(w);

@@ -35,6 +35,8 @@ struct engine {
     struct best *tops;
     struct noise noise; /* engine_fill: opened when first used */
     size_t read_at;     /* engine_read_rate: where the next sample begins */
+    size_t
+        read_sample; /* and its length: READ_SAMPLE, or what the device reads in READ_US, so that a launch is no part */
 };
 
 enum { TOP_BYTES = TOP_K_MAX * sizeof(struct best) };
@@ -301,16 +303,18 @@ void engine_fill(struct engine *e, const struct step *s)
     fill(e, s);
 }
 
+enum { READ_SAMPLE = 64 << 20, READ_US = 2000 };
+
 /* All ranks at once, because they share memory; the next slice each time. */
 static double read_rate(struct engine *e)
 {
-    const size_t sample_bytes = (size_t)64 << 20;
     struct model *m = e->model;
     size_t weights = (size_t)m->plan.weights_bytes, done = 0;
-    size_t slice = weights < sample_bytes ? weights : sample_bytes;
+    size_t sample = e->read_sample ? e->read_sample : READ_SAMPLE,
+           slice = weights < sample ? weights : sample;
     comm_barrier(e->comm);
     int64_t begun = clock_us();
-    for (; done < sample_bytes; done += slice, e->read_at += slice) {
+    for (; done < sample; done += slice, e->read_at += slice) {
         if (e->read_at + slice > weights) e->read_at = 0;
         m->op->read_bytes(m->device, (const char *)m->memory + e->read_at, slice);
     }
@@ -318,6 +322,8 @@ static double read_rate(struct engine *e)
     int64_t took = clock_us() - begun;
     int64_t sum = (int64_t)done * 1000000 / (took > 0 ? took : 1);
     comm_sum_i64(e->comm, &sum, 1);
+    size_t next = (size_t)(sum / comm_size(e->comm)) / (1000000 / READ_US);
+    e->read_sample = next > READ_SAMPLE ? next : READ_SAMPLE; /* the same on every rank */
     return (double)sum;
 }
 

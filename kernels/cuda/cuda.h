@@ -76,6 +76,9 @@ void cuda_matrix_put(struct device *d, struct matrix *w, int row0, int n_rows, c
                      enum dtype src_dtype, size_t src_stride);
 void cuda_linear(struct device *d, float *y, const void *x, const struct matrix *w, const float *bias,
                  int n_rows);
+/* The same for a decode step's few rows (linear_few.cu); false where it has no form for the shape. */
+bool cuda_linear_few(struct device *d, float *y, const void *x, const struct matrix *w, const float *bias,
+                     int n_rows);
 void cuda_add_bias(struct device *d, float *y, const float *bias, int n_rows, int n);
 void cuda_embed(struct device *d, float *x, const struct batch *b, const struct matrix *table,
                 const struct dims *m);

@@ -1,4 +1,5 @@
-/* gemm.c - weights in device memory, row-major (n,k) as in the checkpoint, and y = x W^T by cuBLAS.
+/* gemm.c - weights in device memory, row-major (n,k) as in the checkpoint, and y = x W^T: of few rows by
+ * linear_few.cu, else by cuBLAS.
  *
  * Products in the storage type, sums in f32, y in f32. cuBLAS picks its kernel by shape: results repeat for a
  * shape, but a row's bits may change with the number of rows beside it (invariant 1 of kernels.h holds within
@@ -82,7 +83,7 @@ void cuda_linear(struct device *d, float *y, const void *x, const struct matrix 
     struct cuda_device *c = cuda_of(d);
     const float one = 1, zero = 0;
     ASSERT(w->dtype == c->act && w->n > 0 && w->k > 0 && w->data);
-    if (n_rows == 0) return;
+    if (n_rows == 0 || cuda_linear_few(d, y, x, w, bias, n_rows)) return;
     cublasStatus_t s = cublasGemmEx(c->blas, CUBLAS_OP_T, CUBLAS_OP_N, w->n, n_rows, w->k, &one, w->data,
                                     data_type(w->dtype), w->k, x, data_type(c->act), w->k, &zero, y,
                                     CUDA_R_32F, w->n, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT);

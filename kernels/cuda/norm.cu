@@ -31,11 +31,10 @@ static __device__ __forceinline__ void take(float v[4], const struct row_in &r, 
 }
 
 template <typename T>
-static __device__ __forceinline__ void give(T *h, const float v[4], const float *weight, float inverse,
+static __device__ __forceinline__ void give(T *h, const float v[4], const float w[4], float inverse,
                                             const struct row_in &r, int i)
 {
-    float w[4], y[4];
-    row_load(w, weight, i, r.D, r.whole);
+    float y[4];
 #pragma unroll
     for (int j = 0; j < 4; j++) y[j] = v[j] * inverse * w[j];
     row_store(h, i, r.D, r.whole, y);
@@ -49,11 +48,12 @@ static __global__ void __launch_bounds__(THREADS)
     size_t from = (size_t)(row ? row[blockIdx.x] : (int)blockIdx.x) * D;
     struct row_in r = {x + from, delta ? delta + from : NULL, delta && !row, D % 4 == 0, D};
     h += (size_t)blockIdx.x * D;
-    float kept[CHUNKS][4], sum = 0;
+    float kept[CHUNKS][4], w[CHUNKS][4], sum = 0; /* weights set out with x, not after the sum */
 #pragma unroll
     for (int c = 0; c < CHUNKS; c++) {
         int i = (c * THREADS + (int)threadIdx.x) * 4;
         if (i >= D) break;
+        row_load(w[c], weight, i, D, r.whole);
         take(kept[c], r, i);
 #pragma unroll
         for (int j = 0; j < 4; j++) sum += kept[c][j] * kept[c][j];
@@ -71,13 +71,14 @@ static __global__ void __launch_bounds__(THREADS)
     for (int c = 0; c < CHUNKS; c++) {
         int i = (c * THREADS + (int)threadIdx.x) * 4;
         if (i >= D) break;
-        give(h, kept[c], weight, inverse, r, i);
+        give(h, kept[c], w[c], inverse, r, i);
     }
     if (r.add) r.delta = NULL; /* x holds the sum already; each thread reads back what it wrote itself */
     for (int i = (CHUNKS * THREADS + (int)threadIdx.x) * 4; i < D; i += THREADS * 4) {
-        float v[4];
+        float v[4], w_i[4];
         take(v, r, i);
-        give(h, v, weight, inverse, r, i);
+        row_load(w_i, weight, i, D, r.whole);
+        give(h, v, w_i, inverse, r, i);
     }
 }
 

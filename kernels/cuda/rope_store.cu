@@ -9,8 +9,11 @@
  * the page that the sequence has, as stored. What lies in a page past the sequence's newest position is never
  * looked at. A warp takes one head of one row at a time. Limits: E even, at most 256. */
 #include "kernels/cuda/attention.cuh"
+#include "kernels/cuda/row.cuh"
 
-enum { THREADS = 128, PAIRS = ATTENTION_MAX_E / 64 };
+enum { THREADS = 256, PAIRS = ATTENTION_MAX_E / 64, KEYS_AHEAD = 8 };
+
+static_assert((int)THREADS >= (int)ATTENTION_MAX_E, "a thread has one element of a page's summary");
 
 /* A run of rows of one sequence with consecutive positions. */
 struct rows {
@@ -81,22 +84,40 @@ static __device__ __forceinline__ void store_head(const struct rope_store &a, in
     }
 }
 
-/* The page's summary from its first n keys. */
+/* Min and max of element e of the page's first n keys; KEYS_AHEAD of them are on their way at once. */
+template <typename T> static __device__ __forceinline__ float2 key_range(const T *key, int n, int e, int E)
+{
+    float lo = row_widen(key[e]), hi = lo;
+    for (int from = 1; from < n; from += KEYS_AHEAD) {
+        float k[KEYS_AHEAD];
+#pragma unroll
+        for (int j = 0; j < KEYS_AHEAD; j++) k[j] = row_widen(key[(from + j < n ? from + j : 0) * E + e]);
+#pragma unroll
+        for (int j = 0; j < KEYS_AHEAD; j++) {
+            lo = k[j] < lo ? k[j] : lo;
+            hi = k[j] > hi ? k[j] : hi;
+        }
+    }
+    return make_float2(lo, hi);
+}
+static __device__ __forceinline__ float2 key_range(const char *keys, int n, int e, const struct dims &m)
+{
+    if (m.kv == DTYPE_BF16) return key_range(reinterpret_cast<const __nv_bfloat16 *>(keys), n, e, m.E);
+    if (m.kv == DTYPE_F16) return key_range(reinterpret_cast<const __half *>(keys), n, e, m.E);
+    return key_range(reinterpret_cast<const float *>(keys), n, e, m.E);
+}
+
+/* The page's summary from its first n keys. A thread has one element. */
 static __device__ __forceinline__ void summarize(char *summary, const char *keys, int n, const struct dims &m)
 {
     enum dtype type = m.summary == SUMMARY_F32   ? DTYPE_F32
                       : m.summary == SUMMARY_F16 ? DTYPE_F16
                                                  : DTYPE_BF16;
-    for (int e = threadIdx.x; e < m.E; e += THREADS) {
-        float lo = element(keys, e, m.kv), hi = lo;
-        for (int t = 1; t < n; t++) {
-            float k = element(keys, (size_t)(t * m.E + e), m.kv);
-            lo = k < lo ? k : lo;
-            hi = k > hi ? k : hi;
-        }
-        put_element(summary, e, lo, type);
-        put_element(summary, m.E + e, hi, type);
-    }
+    int e = threadIdx.x;
+    if (e >= m.E) return;
+    float2 range = key_range(keys, n, e, m);
+    put_element(summary, e, range.x, type);
+    put_element(summary, m.E + e, range.y, type);
 }
 
 /* The largest |v| of the block's threads, in all of them. */
@@ -120,39 +141,24 @@ static __device__ __forceinline__ int code_of(float x, float scale, float low, f
     return __float2int_rn(code);
 }
 
-/* The same as codes of middle and half-width (kernels.h). A thread has elements threadIdx.x and
- * threadIdx.x + THREADS. */
+/* The same as codes of middle and half-width (kernels.h). */
 static __device__ __forceinline__ void summarize_codes(char *summary, char *scales, const char *keys, int n,
                                                        const struct dims &m)
 {
     __shared__ signed char code[2 * ATTENTION_MAX_E]; /* c (E), u (E) */
-    float c[2] = {0, 0}, u[2] = {0, 0};
-#pragma unroll
-    for (int k = 0; k < 2; k++) {
-        int e = threadIdx.x + k * THREADS;
-        if (e >= m.E) continue;
-        float lo = element(keys, e, m.kv), hi = lo;
-        for (int t = 1; t < n; t++) {
-            float x = element(keys, (size_t)(t * m.E + e), m.kv);
-            lo = x < lo ? x : lo;
-            hi = x > hi ? x : hi;
-        }
-        c[k] = (hi + lo) * 0.5f;
-        u[k] = (hi - lo) * 0.5f;
-    }
+    int e = threadIdx.x;
+    float2 range = e < m.E ? key_range(keys, n, e, m) : make_float2(0, 0);
+    float c = (range.y + range.x) * 0.5f, u = (range.y - range.x) * 0.5f;
     bool q8 = m.summary == SUMMARY_Q8;
     float top_c = q8 ? 127.0f : 7.0f, top_u = q8 ? 127.0f : 15.0f;
-    float most_c = block_most(fmaxf(fabsf(c[0]), fabsf(c[1]))), most_u = block_most(fmaxf(u[0], u[1]));
+    float most_c = block_most(c), most_u = block_most(u);
     __nv_bfloat16 scale_c = __float2bfloat16_rn(__fdiv_rn(most_c, top_c)),
                   scale_u = __float2bfloat16_rn(__fdiv_rn(most_u, top_u));
-#pragma unroll
-    for (int k = 0; k < 2; k++) {
-        int e = threadIdx.x + k * THREADS;
-        if (e >= m.E) continue;
-        code[e] = (signed char)code_of(c[k], __bfloat162float(scale_c), -top_c, top_c);
-        code[m.E + e] = (signed char)code_of(u[k], __bfloat162float(scale_u), 0, top_u);
+    if (e < m.E) {
+        code[e] = (signed char)code_of(c, __bfloat162float(scale_c), -top_c, top_c);
+        code[m.E + e] = (signed char)code_of(u, __bfloat162float(scale_u), 0, top_u);
     }
-    if (threadIdx.x == 0) {
+    if (e == 0) {
         reinterpret_cast<__nv_bfloat16 *>(scales)[0] = scale_c;
         reinterpret_cast<__nv_bfloat16 *>(scales)[1] = scale_u;
     }

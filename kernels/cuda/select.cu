@@ -7,14 +7,15 @@
  * The group's scores become one per page: max, mean, or softmax over the candidate pages per head, then the
  * mean over heads. The page of the new position and the first n_sink pages are chosen whatever they score,
  * then the best others until n_select are chosen; equal scores prefer the lower page. With SCORE_GROUP_RECENT
- * the last ones are, and nothing is scored. Three launches:
+ * the last ones are, and nothing is scored. Two launches, three for long lists:
  *
  *   score    a block is SCORE_PAGES candidates of one kv head of one span. A page's summary is read once, in
  *            16-byte pieces, for all heads of the group; q' lies in shared memory. With `max` and `mean` it
  *            writes keys, with `softmax` scores and, per head, its stretch's maximum and sum of exponentials.
- *   reduce   softmax only: the same stretches; scores become keys.
- *   choose   a block is one kv head of one span: radix selection, eight bits of the key at a time, then the
- *            list.
+ *   reduce   softmax only, where a list has more scores than one block should read (CHOOSE_SCORES): the same
+ *            stretches; scores become keys.
+ *   choose   a block is one kv head of one span: scores become keys unless reduce has done it, then radix
+ *            selection, eight bits of the key at a time, then the list.
  *
  * A key is the score as an unsigned integer of the same order; forced pages have the largest.
  * Scratch, carved by struct scratch: scores (n_decode, Kr, G, C/P) f32, keys (n_decode, Kr, C/P) u32,
@@ -27,7 +28,8 @@ enum {
     SCORE_THREADS = 256,
     CHOOSE_THREADS = 1024,
     CHOOSE_KEYS = 16384, /* keys that choose holds in shared memory; longer lists are read from the scratch */
-    DIGITS = 256,        /* eight bits */
+    CHOOSE_SCORES = 65536, /* of a list: 256 KiB, which one block reads in about the time of a launch */
+    DIGITS = 256,          /* eight bits */
 };
 
 static_assert(SCORE_THREADS == SCORE_PAGES, "a thread finds one summary");
@@ -369,21 +371,15 @@ static __global__ void __launch_bounds__(SCORE_THREADS, LANES ? 4 : 2)
     }
 }
 
-/* --- reduce --- */
+/* --- scores of a softmax to keys --- */
 
-static __global__ void __launch_bounds__(SCORE_THREADS)
-    reduce(struct scratch to, struct kv_layer kv, struct batch b, struct dims m)
+/* Maximum and 1 / sum of each head over all stretches, by the warps of the block. */
+static __device__ __forceinline__ void softmax_totals(float2 *total, const struct scratch &from, size_t head,
+                                                      int n_candidates, const struct dims &m)
 {
-    __shared__ float2 total[ATTENTION_MAX_G]; /* maximum and 1 / sum of each head */
-    int span = blockIdx.z, kv_head = blockIdx.y, from = blockIdx.x * SCORE_PAGES, lane = threadIdx.x % 32;
-    const struct decode_span s = b.decode[span];
-    if (s.n_rows <= 0 || s.group != SCORE_GROUP_SOFTMAX) return;
-    struct candidates c = candidates_of(s, kv, m);
-    int n = min(c.n - from, (int)SCORE_PAGES), n_stretches = (c.n + SCORE_PAGES - 1) / SCORE_PAGES;
-    if (c.all || n <= 0) return;
-    size_t head = (size_t)(span * m.Kr + kv_head);
-    for (int h = threadIdx.x / 32; h < m.G; h += SCORE_THREADS / 32) {
-        const float2 *stretch = to.stretch + head * (size_t)to.n_stretches * (size_t)m.G + h;
+    int lane = threadIdx.x % 32, n_stretches = (n_candidates + SCORE_PAGES - 1) / SCORE_PAGES;
+    for (int h = threadIdx.x / 32; h < m.G; h += blockDim.x / 32) {
+        const float2 *stretch = from.stretch + head * (size_t)from.n_stretches * (size_t)m.G + h;
         float top = -INFINITY, sum = 0;
         for (int i = lane; i < n_stretches; i += 32) top = fmaxf(top, stretch[i * m.G].x);
         top = warp_max(top);
@@ -393,14 +389,36 @@ static __global__ void __launch_bounds__(SCORE_THREADS)
         if (lane == 0) total[h] = make_float2(top, 1.0f / sum);
     }
     __syncthreads(); /* totals are there */
-    for (int j = threadIdx.x; j < n; j += SCORE_THREADS) {
-        const float *score = to.score + head * (size_t)m.G * (size_t)to.n_pages + (size_t)(from + j);
-        float x = 0;
-        for (int h = 0; h < m.G; h++)
-            x += expf(score[(size_t)h * (size_t)to.n_pages] - total[h].x) * total[h].y;
+}
+
+/* The key of candidate j of a list of `head`. */
+static __device__ __forceinline__ uint32_t softmax_key(const float2 *total, const struct scratch &from,
+                                                       size_t head, int j, const struct candidates &c,
+                                                       const struct decode_span &s, const struct dims &m)
+{
+    const float *score = from.score + head * (size_t)m.G * (size_t)from.n_pages + (size_t)j;
+    float x = 0;
+#pragma unroll 4
+    for (int h = 0; h < m.G; h++)
+        x += expf(score[(size_t)h * (size_t)from.n_pages] - total[h].x) * total[h].y;
+    return forced(c.first + j, s, m) ? UINT_MAX : ordered(x);
+}
+
+static __global__ void __launch_bounds__(SCORE_THREADS)
+    reduce(struct scratch to, struct kv_layer kv, struct batch b, struct dims m)
+{
+    __shared__ float2 total[ATTENTION_MAX_G];
+    int span = blockIdx.z, kv_head = blockIdx.y, from = blockIdx.x * SCORE_PAGES;
+    const struct decode_span s = b.decode[span];
+    if (s.n_rows <= 0 || s.group != SCORE_GROUP_SOFTMAX) return;
+    struct candidates c = candidates_of(s, kv, m);
+    int n = min(c.n - from, (int)SCORE_PAGES);
+    if (c.all || n <= 0) return;
+    size_t head = (size_t)(span * m.Kr + kv_head);
+    softmax_totals(total, to, head, c.n, m);
+    for (int j = threadIdx.x; j < n; j += SCORE_THREADS)
         to.key[head * (size_t)to.n_pages + (size_t)(from + j)] =
-            forced(c.first + from + j, s, m) ? UINT_MAX : ordered(x);
-    }
+            softmax_key(total, to, head, from + j, c, s, m);
 }
 
 /* --- choose --- */
@@ -466,10 +484,11 @@ static __device__ __forceinline__ uint32_t sum_before(uint32_t v, uint32_t *tota
 }
 
 static __global__ void __launch_bounds__(CHOOSE_THREADS)
-    choose(int32_t *pages, int32_t *count, struct scratch from, int room, struct kv_layer kv, struct batch b,
-           struct dims m)
+    choose(int32_t *pages, int32_t *count, struct scratch from, int room, bool reduced, struct kv_layer kv,
+           struct batch b, struct dims m)
 {
     extern __shared__ uint32_t held[]; /* (room) keys */
+    __shared__ float2 total[ATTENTION_MAX_G];
     int kv_head = blockIdx.x, span = blockIdx.y, head = span * m.Kr + kv_head;
     const struct decode_span s = b.decode[span];
     if (s.n_rows <= 0) return;
@@ -488,12 +507,13 @@ static __global__ void __launch_bounds__(CHOOSE_THREADS)
         if (threadIdx.x == 0) count[head] = n;
         return;
     }
-    const uint32_t *key = from.key + (size_t)head * (size_t)from.n_pages;
-    if (c.n <= room) {
-        for (int j = threadIdx.x; j < c.n; j += CHOOSE_THREADS) held[j] = key[j];
-        key = held;
-        __syncthreads(); /* keys are there */
-    }
+    uint32_t *stored = from.key + (size_t)head * (size_t)from.n_pages, *key = c.n <= room ? held : stored;
+    bool scores = s.group == SCORE_GROUP_SOFTMAX && !reduced;
+    if (scores) softmax_totals(total, from, (size_t)head, c.n, m);
+    if (scores || key != stored)
+        for (int j = threadIdx.x; j < c.n; j += CHOOSE_THREADS)
+            key[j] = scores ? softmax_key(total, from, (size_t)head, j, c, s, m) : stored[j];
+    __syncthreads(); /* keys are there */
     uint32_t limit = nth_largest(key, c.n, n, &equal);
     int taken = 0, equal_seen = 0;
     for (int base = 0; base < c.n && taken < n; base += CHOOSE_THREADS) {
@@ -542,10 +562,13 @@ extern "C" void cuda_select(struct device *d, int32_t *pages, int32_t *count, co
     allow_shared(kernel, bytes);
     kernel<<<grid, SCORE_THREADS, bytes, stream>>>(s, q, *kv, *b, *m);
     cuda_check_launch("select (score)");
-    reduce<<<grid, SCORE_THREADS, 0, stream>>>(s, *kv, *b, *m);
-    cuda_check_launch("select (reduce)");
+    bool reduced = (size_t)most * (size_t)m->G > CHOOSE_SCORES;
+    if (reduced) {
+        reduce<<<grid, SCORE_THREADS, 0, stream>>>(s, *kv, *b, *m);
+        cuda_check_launch("select (reduce)");
+    }
     allow_shared(choose, CHOOSE_KEYS * sizeof(uint32_t));
     choose<<<dim3((unsigned)m->Kr, (unsigned)b->n_decode), CHOOSE_THREADS, (size_t)room * sizeof(uint32_t),
-             stream>>>(pages, count, s, room, *kv, *b, *m);
+             stream>>>(pages, count, s, room, reduced, *kv, *b, *m);
     cuda_check_launch("select (choose)");
 }

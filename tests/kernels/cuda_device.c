@@ -135,11 +135,54 @@ static void products_are_right(void **state)
     (void)state;
     static const struct {
         int n, k, rows;
-    } cases[] = {{1, 1, 1},   {3, 7, 1},     {7, 3, 3},     {31, 65, 7},
-                 {65, 31, 1}, {4099, 65, 3}, {65, 4099, 2}, {128, 64, 31}};
+    } cases[] = {{1, 1, 1},
+                 {3, 7, 1},
+                 {7, 3, 3},
+                 {31, 65, 7},
+                 {65, 31, 1},
+                 {4099, 65, 3},
+                 {65, 4099, 2},
+                 {128, 64, 31},
+                 /* linear_few: k a multiple of 8, ends inside windows, blocks and groups of rows */
+                 {1, 8, 1},
+                 {17, 24, 8},
+                 {31, 40, 9},
+                 {33, 1032, 16},
+                 {65, 4104, 3},
+                 {48, 2080, 17}};
     for (enum dtype t = 0; t < DTYPE_COUNT; t++)
         for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
             check_linear(t, cases[i].n, cases[i].k, cases[i].rows, i % 2);
+}
+
+/* A row of x gives the same bits alone, among others and in any place, up to the 16 rows that do not go to cuBLAS. */
+static void rows_do_not_change_each_other(void **state)
+{
+    (void)state;
+    enum { N = 40, K = 1096, ROWS = 16 };
+    struct device *d = staged_device(CPU_ISA_AUTO, 1, DTYPE_BF16);
+    const struct ops *ops = device_ops(d);
+    uint64_t seed = 5;
+    uint16_t *weights = calloc(N * K, sizeof *weights), *x = calloc(ROWS * K, sizeof *x);
+    for (size_t i = 0; i < N * K; i++) set_element(weights, i, DTYPE_BF16, random_float(&seed));
+    for (size_t i = 0; i < ROWS * K; i++) set_element(x, i, DTYPE_BF16, random_float(&seed));
+    struct guard w_guard, y_guard, one_guard;
+    struct matrix w = {guard_open(&w_guard, N * K * 2), DTYPE_BF16, N, K};
+    float *y = guard_open(&y_guard, ROWS * N * sizeof *y), *one = guard_open(&one_guard, N * sizeof *one);
+    ops->matrix_put(d, &w, 0, N, weights, DTYPE_BF16, K);
+    for (int rows = 1; rows <= ROWS; rows += 5) {
+        ops->linear(d, y, x, &w, NULL, rows);
+        for (int r = 0; r < rows; r++) {
+            ops->linear(d, one, x + r * K, &w, NULL, 1);
+            assert_memory_equal(y + r * N, one, N * sizeof *one);
+        }
+    }
+    guard_close(&w_guard);
+    guard_close(&y_guard);
+    guard_close(&one_guard);
+    free(weights);
+    free(x);
+    device_close(d);
 }
 
 /* A step of one key runs, is captured, is replayed; what it reads from memory may change between replays. */
@@ -179,6 +222,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(memory_is_zero_aligned_and_moved),
         cmocka_unit_test(weights_pass_through_two_buffers),
         cmocka_unit_test(products_are_right),
+        cmocka_unit_test(rows_do_not_change_each_other),
         cmocka_unit_test(graphs_replay),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

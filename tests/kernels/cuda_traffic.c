@@ -220,8 +220,7 @@ static void step(struct bench *k)
     k->op->sync(k->d);
     report(k, "score", Kr * (pages * (double)m->summary_bytes + G * E * 4 + pages * G * 4) + table,
            Kr * (pages / 256 + 1) * (G * E * 4) + Kr * pages / 32 * 64, true);
-    report(k, "reduce", Kr * pages * (G * 4 + 4), Kr * (pages / 256 + 1) * 8 * 768, true);
-    report(k, "choose", Kr * (pages * 4 + selected * 4), Kr * 32 * 512, true);
+    report(k, "choose", Kr * (pages * G * 4 + pages / 256 * G * 8 + selected * 4), Kr * 32 * 512, true);
 
     int splits = splits_of(k);
     double parts = Kr * G * rows * splits * (E + 2) * 4, queries = heads * rows * E * 4;
