@@ -173,7 +173,7 @@ static __device__ __forceinline__ void summarize_codes(char *summary, char *scal
     }
 }
 
-static __global__ void __launch_bounds__(THREADS)
+static __global__ void __launch_bounds__(THREADS, 3)
     rope_store_pages(struct rope_store a, struct kv_layer kv, struct batch b, struct dims m)
 {
     int kv_head = blockIdx.y, span = blockIdx.z;
