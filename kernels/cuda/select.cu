@@ -24,15 +24,16 @@
 #include "kernels/cuda/attention.cuh"
 
 enum {
-    SCORE_PAGES = 256,
+    SCORE_PAGES = 64, /* few, so that many blocks have a load or two for each thread */
     SCORE_THREADS = 256,
     CHOOSE_THREADS = 1024,
     CHOOSE_KEYS = 16384, /* keys that choose holds in shared memory; longer lists are read from the scratch */
     CHOOSE_SCORES = 65536, /* of a list: 256 KiB, which one block reads in about the time of a launch */
-    DIGITS = 256,          /* eight bits */
+    DIGITS = 256,          /* of eight bits */
+    PASSES = 4,
 };
 
-static_assert(SCORE_THREADS == SCORE_PAGES, "a thread finds one summary");
+static_assert((int)SCORE_THREADS >= (int)SCORE_PAGES, "a thread finds one summary");
 
 struct scratch {
     float *score;
@@ -373,7 +374,7 @@ static __global__ void __launch_bounds__(SCORE_THREADS, LANES ? 4 : 2)
 
 /* --- scores of a softmax to keys --- */
 
-/* Maximum and 1 / sum of each head over all stretches, by the warps of the block. */
+/* Maximum and 1 / sum of each head over all stretches, by the warps of the block; the caller's barrier follows. */
 static __device__ __forceinline__ void softmax_totals(float2 *total, const struct scratch &from, size_t head,
                                                       int n_candidates, const struct dims &m)
 {
@@ -381,14 +382,15 @@ static __device__ __forceinline__ void softmax_totals(float2 *total, const struc
     for (int h = threadIdx.x / 32; h < m.G; h += blockDim.x / 32) {
         const float2 *stretch = from.stretch + head * (size_t)from.n_stretches * (size_t)m.G + h;
         float top = -INFINITY, sum = 0;
+#pragma unroll 4
         for (int i = lane; i < n_stretches; i += 32) top = fmaxf(top, stretch[i * m.G].x);
         top = warp_max(top);
+#pragma unroll 4
         for (int i = lane; i < n_stretches; i += 32)
             sum += stretch[i * m.G].y * expf(stretch[i * m.G].x - top);
         sum = warp_sum(sum);
         if (lane == 0) total[h] = make_float2(top, 1.0f / sum);
     }
-    __syncthreads(); /* totals are there */
 }
 
 /* The key of candidate j of a list of `head`. */
@@ -416,6 +418,7 @@ static __global__ void __launch_bounds__(SCORE_THREADS)
     if (c.all || n <= 0) return;
     size_t head = (size_t)(span * m.Kr + kv_head);
     softmax_totals(total, to, head, c.n, m);
+    __syncthreads(); /* totals are there */
     for (int j = threadIdx.x; j < n; j += SCORE_THREADS)
         to.key[head * (size_t)to.n_pages + (size_t)(from + j)] =
             softmax_key(total, to, head, from + j, c, s, m);
@@ -423,71 +426,108 @@ static __global__ void __launch_bounds__(SCORE_THREADS)
 
 /* --- choose --- */
 
-/* The n-th largest of key (n_keys), n >= 1, and how many keys equal to it belong to the n largest. All
- * threads get it. */
-static __device__ __forceinline__ uint32_t nth_largest(const uint32_t *key, int n_keys, int n, int *equal)
+/* Counts of the keys' digits in each pass, and what came of them. */
+struct radix {
+    int count[PASSES][DIGITS], digit[PASSES], left[PASSES];
+};
+
+/* One warp: the digit that holds the n-th largest key, and which of its keys that is. */
+static __device__ __forceinline__ void find_digit(struct radix *r, int pass, int n)
 {
-    __shared__ int digit[DIGITS], found, left;
-    uint32_t prefix = 0, mask = 0;
-    for (int shift = 24; shift >= 0; shift -= 8) {
-        for (int i = threadIdx.x; i < DIGITS; i += CHOOSE_THREADS) digit[i] = 0;
-        __syncthreads(); /* counts are zero */
-        for (int j = threadIdx.x; j < n_keys; j += CHOOSE_THREADS)
-            if ((key[j] & mask) == prefix) atomicAdd(&digit[key[j] >> shift & (DIGITS - 1)], 1);
-        __syncthreads();        /* counts are complete */
-        if (threadIdx.x < 32) { /* a lane has eight digits, lane 0 the largest */
-            int lane = threadIdx.x, sum = 0, above;
-            for (int i = 0; i < 8; i++) sum += digit[DIGITS - 1 - lane * 8 - i];
-            above = sum;
-            for (int step = 1; step < 32; step *= 2) {
-                int other = __shfl_up_sync(0xffffffffu, above, step);
-                if (lane >= step) above += other;
-            }
-            above -= sum; /* keys of larger digits than this lane's */
-            if (above < n && n <= above + sum) {
-                int i = 0;
-                while (above + digit[DIGITS - 1 - lane * 8 - i] < n)
-                    above += digit[DIGITS - 1 - lane * 8 - i++];
-                found = DIGITS - 1 - lane * 8 - i;
-                left = n - above;
-            }
+    int lane = threadIdx.x, v[DIGITS / 32], sum = 0, above; /* a lane has eight digits, lane 0 the largest */
+#pragma unroll
+    for (int i = 0; i < DIGITS / 32; i++) {
+        v[i] = r->count[pass][DIGITS - 1 - lane * (DIGITS / 32) - i];
+        sum += v[i];
+    }
+    above = sum;
+#pragma unroll
+    for (int step = 1; step < 32; step *= 2) {
+        int other = __shfl_up_sync(0xffffffffu, above, step);
+        if (lane >= step) above += other;
+    }
+    above -= sum; /* keys of larger digits than this lane's */
+#pragma unroll
+    for (int i = 0; i < DIGITS / 32; i++) {
+        if (above < n && n <= above + v[i]) {
+            r->digit[pass] = DIGITS - 1 - lane * (DIGITS / 32) - i;
+            r->left[pass] = n - above;
         }
+        above += v[i];
+    }
+}
+
+/* The n-th largest of key (n_keys), n >= 1, and how many keys equal to it belong to the n largest. All
+ * threads get it. The first pass is counted already. */
+static __device__ __forceinline__ uint32_t nth_largest(struct radix *r, const uint32_t *key, int n_keys,
+                                                       int n, int *equal)
+{
+    uint32_t prefix = 0, mask = 0;
+    for (int pass = 0; pass < PASSES; pass++) {
+        int shift = 24 - 8 * pass;
+        for (int j = threadIdx.x; pass > 0 && j < n_keys; j += CHOOSE_THREADS)
+            if ((key[j] & mask) == prefix) atomicAdd(&r->count[pass][key[j] >> shift & (DIGITS - 1)], 1);
+        __syncthreads(); /* counts are complete */
+        if (threadIdx.x < 32) find_digit(r, pass, n);
         __syncthreads(); /* the digit is known */
-        n = left;
-        prefix |= (uint32_t)found << shift;
+        n = r->left[pass];
+        prefix |= (uint32_t)r->digit[pass] << shift;
         mask |= (uint32_t)(DIGITS - 1) << shift;
     }
     *equal = n;
     return prefix;
 }
 
-/* The sum of v over the threads before this one; `total` over all. */
-static __device__ __forceinline__ uint32_t sum_before(uint32_t v, uint32_t *total)
+/* The sum of v over the threads before this one. */
+static __device__ __forceinline__ unsigned long long sum_before(unsigned long long v)
 {
-    __shared__ uint32_t warp_total[CHOOSE_THREADS / 32];
+    __shared__ unsigned long long warp_total[CHOOSE_THREADS / 32];
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    uint32_t sum = v;
+    unsigned long long sum = v;
+#pragma unroll
     for (int step = 1; step < 32; step *= 2) {
-        uint32_t other = __shfl_up_sync(0xffffffffu, sum, step);
+        unsigned long long other = __shfl_up_sync(0xffffffffu, sum, step);
         if (lane >= step) sum += other;
     }
-    __syncthreads(); /* the last totals have been read */
     if (lane == 31) warp_total[warp] = sum;
     __syncthreads(); /* totals are there */
-    uint32_t w = warp_total[lane], all = w;
+    unsigned long long w = warp_total[lane], all = w;
+#pragma unroll
     for (int step = 1; step < 32; step *= 2) {
-        uint32_t other = __shfl_up_sync(0xffffffffu, all, step);
+        unsigned long long other = __shfl_up_sync(0xffffffffu, all, step);
         if (lane >= step) all += other;
     }
-    *total = __shfl_sync(0xffffffffu, all, 31);
     return sum - v + __shfl_sync(0xffffffffu, all - w, warp);
 }
 
-static __global__ void __launch_bounds__(CHOOSE_THREADS)
+/* Pages of keys above the limit and of the first `equal` that are the limit, in order. A thread has a stretch of
+ * the keys, of an odd length: neighbours read different banks. */
+static __device__ __forceinline__ void write_list(int32_t *list, const uint32_t *key, int n_keys,
+                                                  uint32_t limit, int equal, int first_page)
+{
+    int stretch = ((n_keys + CHOOSE_THREADS - 1) / CHOOSE_THREADS) | 1;
+    int from = (int)threadIdx.x * stretch, to = min(from + stretch, n_keys), above = 0, same = 0;
+    for (int j = from; j < to; j++) {
+        above += key[j] > limit;
+        same += key[j] == limit;
+    }
+    unsigned long long before = sum_before((unsigned long long)above << 32 | (unsigned)same);
+    above = (int)(before >> 32);
+    same = (int)(uint32_t)before;
+    for (int j = from; j < to; j++) {
+        bool taken = key[j] > limit || (key[j] == limit && same < equal);
+        if (taken) list[above + min(same, equal)] = first_page + j;
+        above += key[j] > limit;
+        same += key[j] == limit;
+    }
+}
+
+static __global__ void __launch_bounds__(CHOOSE_THREADS, 1)
     choose(int32_t *pages, int32_t *count, struct scratch from, int room, bool reduced, struct kv_layer kv,
            struct batch b, struct dims m)
 {
     extern __shared__ uint32_t held[]; /* (room) keys */
+    __shared__ struct radix r;
     __shared__ float2 total[ATTENTION_MAX_G];
     int kv_head = blockIdx.x, span = blockIdx.y, head = span * m.Kr + kv_head;
     const struct decode_span s = b.decode[span];
@@ -509,25 +549,16 @@ static __global__ void __launch_bounds__(CHOOSE_THREADS)
     }
     uint32_t *stored = from.key + (size_t)head * (size_t)from.n_pages, *key = c.n <= room ? held : stored;
     bool scores = s.group == SCORE_GROUP_SOFTMAX && !reduced;
+    for (int i = threadIdx.x; i < PASSES * DIGITS; i += CHOOSE_THREADS) r.count[0][i] = 0;
     if (scores) softmax_totals(total, from, (size_t)head, c.n, m);
-    if (scores || key != stored)
-        for (int j = threadIdx.x; j < c.n; j += CHOOSE_THREADS)
-            key[j] = scores ? softmax_key(total, from, (size_t)head, j, c, s, m) : stored[j];
-    __syncthreads(); /* keys are there */
-    uint32_t limit = nth_largest(key, c.n, n, &equal);
-    int taken = 0, equal_seen = 0;
-    for (int base = 0; base < c.n && taken < n; base += CHOOSE_THREADS) {
-        int j = base + (int)threadIdx.x;
-        uint32_t k = j < c.n ? key[j] : 0, total;
-        bool above = j < c.n && k > limit, same = j < c.n && k == limit;
-        uint32_t before = sum_before((uint32_t)above << 16 | (uint32_t)same, &total);
-        int same_before = equal_seen + (int)(before & 0xffff);
-        if (above || (same && same_before < equal))
-            list[taken + (int)(before >> 16) + min(same_before, equal) - min(equal_seen, equal)] =
-                c.first + j;
-        taken += (int)(total >> 16) + min(equal_seen + (int)(total & 0xffff), equal) - min(equal_seen, equal);
-        equal_seen += (int)(total & 0xffff);
+    __syncthreads(); /* counts are zero, totals are there */
+    for (int j = threadIdx.x; j < c.n; j += CHOOSE_THREADS) {
+        uint32_t k = scores ? softmax_key(total, from, (size_t)head, j, c, s, m) : stored[j];
+        if (scores || key != stored) key[j] = k;
+        atomicAdd(&r.count[0][k >> 24], 1);
     }
+    uint32_t limit = nth_largest(&r, key, c.n, n, &equal);
+    write_list(list, key, c.n, limit, equal, c.first);
     if (threadIdx.x == 0) count[head] = n;
 }
 

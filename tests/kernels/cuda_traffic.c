@@ -219,8 +219,11 @@ static void step(struct bench *k)
     k->op->select(k->d, k->pages, k->count, k->q, &k->kv, &k->b, k->scratch, m);
     k->op->sync(k->d);
     report(k, "score", Kr * (pages * (double)m->summary_bytes + G * E * 4 + pages * G * 4) + table,
-           Kr * (pages / 256 + 1) * (G * E * 4) + Kr * pages / 32 * 64, true);
-    report(k, "choose", Kr * (pages * G * 4 + pages / 256 * G * 8 + selected * 4), Kr * 32 * 512, true);
+           Kr * (pages / 64 + 1) * (G * E * 4 + 8 * 256) + Kr * pages / 32 * 64,
+           true); /* 256: a warp's lookups */
+    report(k, "choose", Kr * (pages * G * 4 + pages / 64 * G * 8 + selected * 4),
+           Kr * (32 * 512 + pages / 64 * G * 8 + selected * 32),
+           true); /* 32: a page of the list is a sector's write */
 
     int splits = splits_of(k);
     double parts = Kr * G * rows * splits * (E + 2) * 4, queries = heads * rows * E * 4;
