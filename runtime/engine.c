@@ -303,7 +303,7 @@ void engine_fill(struct engine *e, const struct step *s)
     fill(e, s);
 }
 
-enum { READ_SAMPLE = 64 << 20, READ_US = 2000 };
+enum { READ_SAMPLE = 64 << 20, READ_US = 2000, READ_STEP = 4096 };
 
 /* All ranks at once, because they share memory; the next slice each time. */
 static double read_rate(struct engine *e)
@@ -322,7 +322,7 @@ static double read_rate(struct engine *e)
     int64_t took = clock_us() - begun;
     int64_t sum = (int64_t)done * 1000000 / (took > 0 ? took : 1);
     comm_sum_i64(e->comm, &sum, 1);
-    size_t next = (size_t)(sum / comm_size(e->comm)) / (1000000 / READ_US);
+    size_t next = (size_t)(sum / comm_size(e->comm)) / (1000000 / READ_US) / READ_STEP * READ_STEP;
     e->read_sample = next > READ_SAMPLE ? next : READ_SAMPLE; /* the same on every rank */
     return (double)sum;
 }
