@@ -6,6 +6,7 @@ it was measured with. Running again skips every cell that has a line.
 """
 
 import argparse
+import concurrent.futures
 import hashlib
 import json
 import os
@@ -13,6 +14,7 @@ import platform
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +30,13 @@ GROUP_MAX = 11  # policies of one run: memory, and rows that still share a weigh
 
 PAPER = "--preset paper"
 BUDGETS = ("0.15", "0.05", "0.10", "0.25")
+
+
+APPENDING = threading.Lock()
+
+
+class Failed(Exception):
+    """The program ended with an error; the text is its command and what it said."""
 
 
 def spell(policy, budget, *more):
@@ -110,14 +119,13 @@ def key_of(record):
 def evaluate(o, ids, settings, policies, steps_file):
     """The JSON objects of one `retro eval`: dense, then the policies."""
     words = [o.retro, "eval", "--model", o.model, "--tokens", ids, "--prompt", o.prompt, "--steps", o.steps, "--json",
-             "--compare", "--threads", o.threads, "--dump-steps", steps_file, "--attention-error", o.probe,
-             "--log-level", "error", *settings.split(), *policies[0].split()]
+             "--compare", "--device", o.device, "--act-dtype", "f32", "--threads", o.threads, "--dump-steps", steps_file,
+             "--attention-error", o.probe, "--log-level", "error", *settings.split(), *policies[0].split()]
     for policy in policies[1:]:
         words += ["--also", policy]
     done = subprocess.run(list(map(str, words)), capture_output=True, text=True)
     if done.returncode:
-        print(f"fidelity: {' '.join(map(str, words))}: {done.stderr.strip()}", file=sys.stderr)
-        sys.exit(1)
+        raise Failed(f"{' '.join(map(str, words))}: {done.stderr.strip()}")
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
@@ -132,6 +140,7 @@ KEPT = ("nll", "kl", "top1", "accuracy", "exposure", "kv_read_share", "attention
 
 
 def measure(o, facts, text, ids, settings, policies):
+    print(f"{text['text']}: {settings}: {len(policies)} policies", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         found = evaluate(o, ids, settings, policies, Path(folder) / "steps.npy")
         steps = np.load(Path(folder) / "steps.npy")
@@ -152,11 +161,24 @@ def groups_of(o):
 
 def append(o, record):
     o.results.parent.mkdir(parents=True, exist_ok=True)
-    with open(o.results, "a", encoding="utf-8") as file:
+    with APPENDING, open(o.results, "a", encoding="utf-8") as file:
         file.write(json.dumps(record) + "\n")
 
 
+def side_by_side(o, work):
+    """Calls each (function, arguments), o.jobs at a time; the first failure ends the rest."""
+    with concurrent.futures.ThreadPoolExecutor(o.jobs) as pool:
+        running = [pool.submit(function, *arguments) for function, *arguments in work]
+        try:
+            for one in concurrent.futures.as_completed(running):
+                one.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
 def run(o):
+    work = []
     done = {key_of(r) for r in read_results(o.results)}
     facts = dict(model_sha=model_hash(o.model), prompt=o.prompt, steps=o.steps, machine=machine(), commit=o.commit or commit())
     for settings, policies in groups_of(o):
@@ -168,8 +190,8 @@ def run(o):
             text = dict(text=name, kind=study_texts.TEXTS[name][0], text_sha=sha)
             missing = [p for p in policies if key_of({**facts, **text, "run": settings, "policy_spec": p}) not in done]
             for at in range(0, len(missing), GROUP_MAX):
-                print(f"{name}: {settings}: {len(missing[at : at + GROUP_MAX])} policies", flush=True)
-                measure(o, facts, text, ids, settings, missing[at : at + GROUP_MAX])
+                work.append((measure, o, facts, text, ids, settings, missing[at : at + GROUP_MAX]))
+    side_by_side(o, work)
 
 
 def texts(o):
@@ -194,6 +216,8 @@ def parser():
         c.add_argument("--retro", type=Path, default=ROOT / "build" / "retro", help="the program")
         c.add_argument("--texts", help="names, separated by commas; default: all")
         c.add_argument("--threads", default="1", help="CPU threads of the program")
+        c.add_argument("--device", default="cpu", help="of the program: cpu or cuda")
+        c.add_argument("--jobs", type=int, default=1, help="programs that run side by side")
         c.add_argument("--commit", help="what to record as the program's commit; default: this checkout's")
         c.add_argument("--prompt", type=int, default=512, help="prompt tokens")
         c.add_argument("--steps", type=int, default=1500, help="decode steps")
@@ -216,6 +240,9 @@ def main():
     except study_texts.Missing as missing:
         print(f"fidelity: {missing}", file=sys.stderr)
         sys.exit(3)
+    except Failed as failed:
+        print(f"fidelity: {failed}", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(75)
 

@@ -7,6 +7,7 @@ so a run is scored at all questions and policies see the same text. Names come i
 evidence is spread over prompt and output and grows stale. Everything follows from a seed.
 """
 
+import argparse
 import hashlib
 import random
 import tempfile
@@ -55,15 +56,34 @@ def tokens_of(model, seed):
     return before.ids + after.ids, len(before.ids), spans, hashlib.sha256((prompt + rest).encode()).hexdigest()[:16]
 
 
+def measure(o, facts, text, path, settings, policies, spans):
+    import study
+
+    print(f"{text['text']}: {settings}: {len(policies)} policies", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        found = study.evaluate(o, path, settings, policies, Path(folder) / "steps.npy")
+        right = np.load(Path(folder) / "steps.npy")[:, 3 :: study.COLUMNS]
+    answered = [np.array([right[a:b, i].all() for a, b in spans]) for i in range(len(found))]
+    for i, policy in enumerate(policies):
+        study.append(o, {
+            **facts, **text, "run": settings, "policy_spec": policy, "nll_dense": found[0]["nll"],
+            **{k: found[i + 1][k] for k in study.KEPT if k in found[i + 1]},
+            "answers": len(spans), "answers_right": float(answered[i + 1].mean()),
+            "answers_right_dense": float(answered[0].mean()),
+            "answers_as_dense": float((answered[i + 1] == answered[0]).mean()),
+        })
+
+
 def run(o):
     import study
 
+    work = []
     done = {study.key_of(r) for r in study.read_results(o.results)}
     facts = dict(model_sha=study.model_hash(o.model), machine=study.machine(), commit=o.commit or study.commit())
     for seed in range(o.seeds):
         ids, n_prompt, spans, sha = tokens_of(o.model, seed)
-        o.prompt, o.steps = n_prompt, len(ids) - n_prompt
-        text = dict(text=f"people-{seed}", kind="task", text_sha=sha, prompt=o.prompt, steps=o.steps)
+        sized = argparse.Namespace(**{**vars(o), "prompt": n_prompt, "steps": len(ids) - n_prompt})
+        text = dict(text=f"people-{seed}", kind="task", text_sha=sha, prompt=sized.prompt, steps=sized.steps)
         path = study_texts.CACHE / f"people-{seed}.ids"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(" ".join(map(str, ids)))
@@ -71,16 +91,5 @@ def run(o):
             missing = [p for p in policies if study.key_of({**facts, **text, "run": settings, "policy_spec": p}) not in done]
             for at in range(0, len(missing), study.GROUP_MAX):
                 some = missing[at : at + study.GROUP_MAX]
-                print(f"people-{seed}: {settings}: {len(some)} policies", flush=True)
-                with tempfile.TemporaryDirectory() as folder:
-                    found = study.evaluate(o, path, settings, some, Path(folder) / "steps.npy")
-                    right = np.load(Path(folder) / "steps.npy")[:, 3 :: study.COLUMNS]
-                answered = [np.array([right[a:b, i].all() for a, b in spans]) for i in range(len(found))]
-                for i, policy in enumerate(some):
-                    study.append(o, {
-                        **facts, **text, "run": settings, "policy_spec": policy, "nll_dense": found[0]["nll"],
-                        **{k: found[i + 1][k] for k in study.KEPT if k in found[i + 1]},
-                        "answers": len(spans), "answers_right": float(answered[i + 1].mean()),
-                        "answers_right_dense": float(answered[0].mean()),
-                        "answers_as_dense": float((answered[i + 1] == answered[0]).mean()),
-                    })
+                work.append((measure, sized, facts, text, path, settings, some, spans))
+    study.side_by_side(o, work)

@@ -44,7 +44,7 @@ def options(tmp_path, monkeypatch):
         (tmp_path / f"{name}.txt").write_text(name)
     monkeypatch.setattr(study_texts, "CACHE", tmp_path)
     return Namespace(retro=retro, model=tmp_path, results=tmp_path / "r.jsonl", texts="mark,policy", threads="1",
-                     commit="c", prompt=512, steps=1000, probe="25", sets="main", policy=None, settings=None, log=log)
+                     device="cpu", jobs=2, commit="c", prompt=512, steps=1000, probe="25", sets="main", policy=None, settings=None, log=log)
 
 
 def test_a_cell_is_measured_once(options):
