@@ -39,6 +39,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
 import study  # noqa: E402
+import study_report  # noqa: E402
 import study_texts  # noqa: E402
 from reference.model import Model  # noqa: E402
 from reference.rounding import CODE_TOPS, summary_bytes, to_bf16, to_codes  # noqa: E402
@@ -501,6 +502,29 @@ def missing_groups(o, facts):
     return sorted(found, key=lambda g: -sum(v.window if v.carry in ("all", "layer") else 2 for v in g[1]))
 
 
+def report(o):
+    """The table of docs/benchmarks.md: losses, and the difference from ours with the same window over the same texts."""
+    lines = study.read_results(o.results)
+    for prompt, steps in sorted({(r["prompt"], r["steps"]) for r in lines}):
+        table = study_report.table([r for r in lines if (r["prompt"], r["steps"]) == (prompt, steps)], lambda r: r["name"])
+        print(f"### {steps} steps after a prompt of {prompt}\n")
+        rows = []
+        for name, by_text in table.items():
+            some = list(by_text.values())
+            base = table.get(f"w{some[0]['window']}", {})
+            texts = sorted(set(by_text) & set(base))
+            cells = [some[0]["idea"], name, str(len(some)), *(f"{np.mean([r[f] for r in some]):.{d}f}" for f, d in (
+                ("kv_read_share", 4), ("exposure", 2), ("carried", 2), ("kl", 4)))]
+            for value in (study_report.loss, lambda r: r["nll"] - base[r["text"]]["nll"],
+                          lambda r: r["kl"] - base[r["text"]]["kl"]):
+                x = np.array([value(by_text[t]) for t in texts])
+                low, high = study_report.interval(x[study_report.draws(len(x))].mean(axis=1)) if texts else (0, 0)
+                cells.append(f"{x.mean():.4f} ({low:.4f} to {high:.4f})" if texts else "")
+            rows.append(cells)
+        study_report.print_rows(["idea", "variant", "texts", "read", "exposure", "carried", "KL", "loss, nats",
+                                 "nll - ours", "KL - ours"], sorted(rows, key=lambda r: (r[0] != "ours", r[0])))
+
+
 def parser():
     p = argparse.ArgumentParser(prog="fidelity ideas", description="ideas past the paper at equal bytes read, in NumPy")
     p.add_argument("--model", type=Path, default=ROOT / "models" / "SmolLM2-135M-Instruct")
@@ -511,12 +535,15 @@ def parser():
     p.add_argument("--prompt", type=int, default=512, help="prompt tokens")
     p.add_argument("--steps", type=int, default=300, help="decode steps")
     p.add_argument("--jobs", type=int, default=1, help="processes side by side, one thread each")
+    p.add_argument("--report", action="store_true", help="print the table of the results instead of measuring")
     p.add_argument("--commit", help="what to record as the commit; default: this checkout's")
     return p
 
 
 def main():
     o = parser().parse_args()
+    if o.report:
+        return report(o)
     try:
         facts = dict(model_sha=study.model_hash(o.model), prompt=o.prompt, steps=o.steps, machine=study.machine(),
                      commit=o.commit or study.commit())
