@@ -85,10 +85,10 @@ static void note(struct check_device *c, const char *op, const char *what, int l
              layer, i, c->oa->name, x, c->ob->name, y, excess);
 }
 
-/* Compares n values in rows of `width` and makes the tested ones equal to the reference's. `share` of the
- * row's largest value is what sums in another order may move an element by. */
+/* Compares n values in rows of `width` and makes the tested ones equal to the reference's. Sums in another order may
+ * move an element by 1e-4 of the row's largest value; `more` is allowed besides. */
 static void compare_within(struct check_device *c, const char *op, const char *what, int layer, const void *p,
-                           size_t n, size_t width, enum dtype t, double share)
+                           size_t n, size_t width, enum dtype t, double more)
 {
     size_t bytes = n * dtype_bytes(t);
     if (n == 0) return;
@@ -99,7 +99,7 @@ static void compare_within(struct check_device *c, const char *op, const char *w
         for (size_t i = row; i < end; i++) largest = fmax(largest, fabs((double)value_at(x, i, t)));
         for (size_t i = row; i < end; i++) {
             double vx = value_at(x, i, t), vy = value_at(y, i, t);
-            double limit = 1.5 * relative_step(t) * fabs(vx) + share * largest + 1e-30;
+            double limit = 1.5 * relative_step(t) * fabs(vx) + 1e-4 * largest + more + 1e-30;
             bool same = memcmp(x + i * dtype_bytes(t), y + i * dtype_bytes(t), dtype_bytes(t)) == 0;
             note(c, op, what, layer, i, vx, vy,
                  same                           ? 0
@@ -117,13 +117,7 @@ static void compare_within(struct check_device *c, const char *op, const char *w
 static void compare(struct check_device *c, const char *op, const char *what, int layer, const void *p,
                     size_t n, size_t width, enum dtype t)
 {
-    compare_within(c, op, what, layer, p, n, width, t, 1e-4);
-}
-
-/* Tensor cores take weights rounded to the cache's type: half a step of each, twice that allowed. */
-static double attention_share(const struct dims *m)
-{
-    return 1e-4 + (m->kv == DTYPE_F32 ? 0 : m->kv == DTYPE_F16 ? 0x1p-11 : 0x1p-8);
+    compare_within(c, op, what, layer, p, n, width, t, 0);
 }
 
 /* Integers must be equal. */
@@ -469,6 +463,35 @@ static size_t attend_part_bytes(struct device *d, const struct dims *m)
     return larger(c->oa->attend_part_bytes(c->a, m), c->ob->attend_part_bytes(c->b, m));
 }
 
+/* Tensor cores take weights rounded to the cache's type: half a step of each, so the output moves by no more than
+ * that of the largest value attended to, however much of the values cancels out. */
+static double weights_rounded(struct check_device *c, const struct kv_layer *kv, const struct batch *b,
+                              const struct dims *m)
+{
+    if (m->kv == DTYPE_F32) return 0;
+    double largest = 0;
+    size_t table = (size_t)(m->C / m->B), n = (size_t)m->B * (size_t)m->E;
+    int32_t *blocks = fetch(c->a, c->oa, b->block_table, (size_t)m->n_slots * table * sizeof *blocks);
+    for (int i = 0; i < b->n_decode + b->n_prompt; i++) {
+        const struct decode_span *d = &b->host_decode[i];
+        const struct prompt_span *p = &b->host_prompt[i - b->n_decode];
+        bool decode = i < b->n_decode;
+        int slot = decode ? d->slot : p->slot, newest = decode ? d->position : p->position0 + p->n_rows - 1;
+        for (int k = 0; k <= newest / m->B; k++) {
+            char *record = kv_layer_block(kv, m, blocks[(size_t)slot * table + (size_t)k]);
+            int held = newest + 1 - k * m->B < m->B ? newest + 1 - k * m->B : m->B;
+            for (int g = 0; g < m->Kr; g++) {
+                char *v = fetch(c->a, c->oa, record + kv_values_offset(m, g), n * dtype_bytes(m->kv));
+                for (size_t at = 0; at < (size_t)held * (size_t)m->E; at++)
+                    largest = fmax(largest, fabs((double)value_at(v, at, m->kv)));
+                free(v);
+            }
+        }
+    }
+    free(blocks);
+    return largest * (m->kv == DTYPE_F16 ? 0x1p-12 : 0x1p-9);
+}
+
 /* Lists may differ where two pages are nearly tied: they are counted, their lengths must agree, and both
  * devices go on with the reference's. */
 static void compare_lists(struct check_device *c, int32_t *pages, int32_t *count, int layer,
@@ -527,15 +550,15 @@ static void merge(struct device *d, void *out, const void *part, const struct kv
     c->ob->merge(c->b, twin_of(c, out), twin_of(c, part), &tk, twin_of(c, pages), twin_of(c, count),
                  twin_of(c, counters), &tb, m);
     c->report.n_ops++;
+    double rounded = weights_rounded(c, kv, b, m);
     compare_within(c, "attend and merge", "out", kv->layer, out,
-                   (size_t)b->n_decode_rows * (size_t)m->Hr * (size_t)m->E, (size_t)m->E, m->act,
-                   attention_share(m));
+                   (size_t)b->n_decode_rows * (size_t)m->Hr * (size_t)m->E, (size_t)m->E, m->act, rounded);
     for (int i = 0; i < b->n_decode; i++) {
         size_t slot = (size_t)b->host_decode[i].slot;
         if (b->host_decode[i].keep)
             compare_within(c, "attend and merge", "output cache", kv->layer, kv->slots + slot * m->slot_bytes,
                            (size_t)m->W * (size_t)m->Hr * (size_t)(m->E + 1), (size_t)m->E, DTYPE_F32,
-                           attention_share(m));
+                           rounded);
         compare_ints(c, "attend and merge", "counters", kv->layer, counters + slot * COUNTER_COUNT,
                      2 * COUNTER_COUNT);
     }
@@ -553,7 +576,8 @@ static void attend_prompt(struct device *d, void *out, const float *q, const str
     c->report.n_ops++;
     compare_within(c, "attend_prompt", "out", kv->layer,
                    (char *)out + (size_t)b->n_decode_rows * width * dtype_bytes(m->act),
-                   (size_t)(b->n_rows - b->n_decode_rows) * width, (size_t)m->E, m->act, attention_share(m));
+                   (size_t)(b->n_rows - b->n_decode_rows) * width, (size_t)m->E, m->act,
+                   weights_rounded(c, kv, b, m));
 }
 
 static void silu_mul(struct device *d, void *out, const float *gate_up, int n_rows, const struct dims *m)

@@ -230,9 +230,8 @@ static void print_rules(const struct plan *p)
     printf("; above %d kv heads are replicated\n", K);
     printf("checked at start: --kv-budget excludes --kv-budget-tokens; --page-size is 4, 8, 16 or 32 and "
            "divides "
-           "--block-size; only retro has a --window; --summary q8 and q4 exclude --score-alpha 1; q8, q4 and "
-           "--policy streaming exclude "
-           "--device cuda; dense, quest and retro, any budget and window mix in "
+           "--block-size; only retro has a --window; --summary q8 and q4 exclude --score-alpha 1; dense, "
+           "quest and retro, any budget and window mix in "
            "one batch\n");
 }
 

@@ -307,7 +307,7 @@ enum status machine_find(struct machine *m, const char *name, const char *link, 
                               .gemm_share = 0.85,
                               .attention_share = 0.85,
                               .flops_share = 0.5,
-                              .launch_us = 1.5,
+                              .launch_us = 3.3,
                               .step_us = 150};
         snprintf(m->name, sizeof m->name, "%s", name);
         return find_link(m, link ? link : "nvlink", d->nvlink_gb_s, why);

@@ -1,5 +1,5 @@
-/* gemm.c - weights in device memory, row-major (n,k) as in the checkpoint, and y = x W^T: of few rows by
- * linear_few.cu, else by cuBLAS.
+/* gemm.c - weights in device memory, row-major (n,k) as in the checkpoint, and y = x W^T: of few rows of a
+ * small matrix by linear_few.cu, else by cuBLAS.
  *
  * Products in the storage type, sums in f32, y in f32. cuBLAS picks its kernel by shape: results repeat for a
  * shape, but a row's bits may change with the number of rows beside it (invariant 1 of kernels.h holds within
