@@ -60,21 +60,25 @@ static enum status check_options(const struct options *o, struct reason *why)
     return STATUS_OK;
 }
 
-/* What is read of the model folder, but for the weights themselves: their number of bytes stands for them. */
+/* What is read of the model folder: its small files where they are there, and a sample of the weights. */
 static enum status digest_model(const struct session *s, char hex[2 * SHA256_BYTES + 1], struct reason *why)
 {
-    static const char *const names[] = {"config.json", "tokenizer.json"};
+    static const char *const names[] = {"config.json", "generation_config.json", "tokenizer.json",
+                                        "tokenizer_config.json", "chat_template.jinja"};
     struct sha256 hash;
     uint8_t digest[SHA256_BYTES];
-    size_t weights = tensors_total_bytes(s->files.tensors);
+    tensors_digest(s->files.tensors, digest);
     sha256_open(&hash);
-    sha256_update(&hash, &weights, sizeof weights);
+    sha256_update(&hash, digest, sizeof digest);
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
         char path[PATH_MAX], *text;
         size_t n;
         snprintf(path, sizeof path, "%s/%s", s->options->model, names[i]);
+        if (access(path, F_OK) != 0) continue; /* whoever needs it has refused the model already */
         enum status status = text_read_file(path, &text, &n, why);
         if (status != STATUS_OK) return status;
+        sha256_update(&hash, names[i], strlen(names[i]) + 1);
+        sha256_update(&hash, &n, sizeof n);
         sha256_update(&hash, text, n);
         free(text);
     }

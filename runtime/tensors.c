@@ -104,6 +104,34 @@ const struct tensor *tensors_at(const struct tensors *t, int i)
 
 int64_t tensors_total_bytes(const struct tensors *t) { return t->total_bytes; }
 
+/* Whole files of 140 GB cannot be read at every start of a batch; pages from all over a tensor can. */
+enum { DIGEST_WHOLE = 64 << 10, DIGEST_PIECE = 4096, DIGEST_PIECES = 8 };
+
+static void digest_tensor(struct sha256 *hash, const struct tensor *x)
+{
+    const uint8_t *data = x->data;
+    const int64_t bytes = (int64_t)x->bytes, n_dims = x->n_dims;
+    sha256_update(hash, x->name, strlen(x->name) + 1);
+    sha256_update(hash, x->dtype_text, strlen(x->dtype_text) + 1);
+    sha256_update(hash, &n_dims, sizeof n_dims);
+    sha256_update(hash, x->shape, (size_t)n_dims * sizeof *x->shape);
+    sha256_update(hash, &bytes, sizeof bytes);
+    if (x->bytes <= DIGEST_WHOLE) {
+        sha256_update(hash, data, x->bytes);
+        return;
+    }
+    for (size_t i = 0; i < DIGEST_PIECES; i++)
+        sha256_update(hash, data + (x->bytes - DIGEST_PIECE) * i / (DIGEST_PIECES - 1), DIGEST_PIECE);
+}
+
+void tensors_digest(const struct tensors *t, uint8_t digest[SHA256_BYTES])
+{
+    struct sha256 hash;
+    sha256_open(&hash);
+    for (int i = 0; i < t->n_items; i++) digest_tensor(&hash, t->sorted[i]);
+    sha256_digest(&hash, digest);
+}
+
 /* ---------------------------------------------------------------------------------------------- one header
  */
 

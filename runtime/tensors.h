@@ -13,6 +13,7 @@
 #include <stdint.h>
 
 #include "runtime/base/dtype.h"
+#include "runtime/base/sha256.h"
 #include "runtime/base/status.h"
 
 #define TENSOR_DIMS_MAX 4
@@ -46,6 +47,10 @@ enum status tensors_require(const struct tensors *t, const char *name, int n_dim
                             const struct tensor **out, struct reason *why);
 /* Total bytes of all tensors. */
 int64_t tensors_total_bytes(const struct tensors *t);
+/* What names these weights: of every tensor its name, type, shape and a sample of its bytes (all of up to 64 KiB,
+ * else 8 pieces of 4 KiB from the first to the last). Other training gives another digest; a change of single
+ * elements between the pieces does not. Which file holds what does not matter. Reads 25 MiB of a model of 70B. */
+void tensors_digest(const struct tensors *t, uint8_t digest[SHA256_BYTES]);
 /* What the kernel should know of [data, data+bytes), as advice: it is read soon; it is not read again; of it
  * only pieces are read, so do not read around them. */
 enum tensors_advice { TENSORS_SOON, TENSORS_DONE, TENSORS_PIECES };

@@ -62,7 +62,7 @@ class Batch:
     def start(self, *more, ranks=1, **options):
         launcher = ["mpirun", "-n", str(ranks)] if ranks > 1 else []
         return subprocess.Popen(
-            [*launcher, str(cli.RETRO), *self.words(*more)],
+            [*cli.DIES_WITH_US, *launcher, str(cli.RETRO), *self.words(*more)],
             env={**os.environ, **cli.MPI_ENV}, stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options,
         )

@@ -5,6 +5,7 @@ import os
 import pty
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import time
@@ -12,6 +13,7 @@ import time
 import cli
 import pytest
 from jobs import POLICY, Batch, children, ended, gone, line, write_requests
+from tools import tiny_model
 
 
 def read(path):
@@ -260,6 +262,19 @@ def test_running_again_does_nothing(tmp_path, model):
     assert batch.run(ranks=2).returncode == 0
 
 
+def others_like(model, tmp_path):
+    """Model folders of the same name, shapes and sizes: with other weights, another end of texts, other chat marks."""
+    tiny_model.make(tmp_path / "weights" / "tiny", family="llama3", dtype="f32", seed=1)
+    assert (tmp_path / "weights/tiny/model.safetensors").stat().st_size == (model / "model.safetensors").stat().st_size
+    yield tmp_path / "weights" / "tiny"
+    for name in ("generation_config.json", "tokenizer_config.json"):
+        folder = tmp_path / name / "tiny"
+        shutil.copytree(model, folder)
+        content = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps({**content, "note": 1}))
+        yield folder
+
+
 def test_what_does_not_belong_together_is_refused(tmp_path, model, requests):
     batch = Batch(tmp_path / "results", model, requests)
     process = batch.start("--drain", "0")
@@ -274,6 +289,8 @@ def test_what_does_not_belong_together_is_refused(tmp_path, model, requests):
     cli.one_line(other.run(), 2, "belongs to another --input", "remove it to begin anew")
     cli.one_line(batch.run("--policy", "dense"), 2, "begun with --policy \"retro\", this run has \"dense\"")
     cli.one_line(batch.run("--served-model-name", "x"), 2, "--served-model-name")
+    for folder in others_like(model, tmp_path):
+        cli.one_line(Batch(tmp_path / "results", folder, requests).run(), 2, "begun with --model")
     cli.one_line(Batch(tmp_path / "results", model, requests, False).run(), 2, "--errors")
     cli.one_line(batch.run("--policy", "dense", ranks=2), 2, "--policy")
     assert batch.run().returncode == 0

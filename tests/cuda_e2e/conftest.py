@@ -12,7 +12,7 @@ sys.path[:0] = [str(TESTS), str(TESTS / "e2e"), str(Path(__file__).resolve().par
 import cli  # noqa: E402
 from tools import tiny_model  # noqa: E402
 
-REAL_GPU = os.environ.get("RETRO_REAL_GPU", "") not in ("", "0")
+REAL_GPU = os.environ.get("RETRO_REAL_GPU") == "1"
 STAND_INS = cli.RETRO.parent / "emulator" / "lib"
 
 

@@ -20,12 +20,16 @@ MPI_ENV = {
     "OMPI_MCA_mpi_yield_when_idle": "1",
 }
 
+# In front of a program that a test starts and stops itself: when the test's own process is killed (a time limit), so is
+# the program. Ranks end by themselves when mpirun is gone.
+DIES_WITH_US = ["setpriv", "--pdeathsig", "KILL", "--"]
+
 
 def run(*arguments, ranks=1, stdin="", timeout=600):
     """CompletedProcess of `retro ARGUMENTS`, under mpirun when ranks > 1."""
     launcher = ["mpirun", "-n", str(ranks)] if ranks > 1 else []
     return subprocess.run(
-        [*launcher, str(RETRO), *map(str, arguments)],
+        [*DIES_WITH_US, *launcher, str(RETRO), *map(str, arguments)],
         input=stdin if isinstance(stdin, bytes) else stdin.encode(),
         capture_output=True,
         env={**os.environ, **MPI_ENV},

@@ -53,6 +53,22 @@ def test_sums_of_suites(tree):
     assert "one: 2 passed, 0 failed, 1 skipped" in lines
 
 
+def test_real_gpu_is_yes_or_no(tree):
+    add_suite(tree, "one", LIB + 'check which test "${RETRO_REAL_GPU:-0}" = 1\n')
+    assert run_test(tree, RETRO_REAL_GPU="1")[0] == 0
+    assert [run_test(tree, RETRO_REAL_GPU=value)[0] for value in ("", "0")] == [1, 1]
+    runner = [ROOT / "tests/emulator/run", tree, "true"]
+    for value in ("yes", "2"):
+        code, lines = run_test(tree, RETRO_REAL_GPU=value)
+        assert code == 2 and lines[-1].startswith(f"RETRO_REAL_GPU={value}: set it to 1")
+        done = subprocess.run(runner, env={**os.environ, "RETRO_REAL_GPU": value}, text=True, stderr=subprocess.PIPE)
+        assert done.returncode == 2 and f"RETRO_REAL_GPU={value}: " in done.stderr
+    # Hardware: the program as it is. Emulator, also by 0: there must be stand-ins in the build.
+    assert subprocess.run(runner, env={**os.environ, "RETRO_REAL_GPU": "1"}).returncode == 0
+    done = subprocess.run(runner, env={**os.environ, "RETRO_REAL_GPU": "0"}, text=True, stderr=subprocess.PIPE)
+    assert done.returncode == 2 and "no stand-ins" in done.stderr
+
+
 def test_no_skips_no_third_number(tree):
     add_suite(tree, "one", LIB + "pass\n")
     assert run_test(tree) == (0, ["== one", "one: 1 passed, 0 failed", "== one: 0 s", "1 passed, 0 failed"])

@@ -151,6 +151,78 @@ static void test_single_file(void **state)
     remove_file("model.safetensors");
 }
 
+/* ------------------------------------------------------------------------------------------ digests */
+
+/* The digest of one file's tensors, with the byte at `changed` of its data another one; -1: as make_file made it. */
+static void digest_of(const char *header, size_t n_data, int64_t changed, uint8_t digest[SHA256_BYTES])
+{
+    struct tensors *t = tensors_new();
+    struct reason why;
+    size_t bytes;
+    unsigned char *file = make_file(header, n_data, &bytes);
+    if (changed >= 0) file[bytes - n_data + (size_t)changed] ^= 0x10;
+    assert_int_equal(tensors_add_header(t, "f", file, bytes, &why), STATUS_OK);
+    tensors_digest(t, digest);
+    tensors_close(t);
+    free(file);
+}
+
+#define BIG "{\"x\": {\"dtype\": \"BF16\", \"shape\": [50000], \"data_offsets\": [0, 100000]}}"
+#define BIG_DATA 100000
+
+static void test_digest_names_the_weights(void **state)
+{
+    (void)state;
+    uint8_t good[SHA256_BYTES], big[SHA256_BYTES], other[SHA256_BYTES];
+    digest_of(GOOD, GOOD_DATA, -1, good);
+    digest_of(GOOD, GOOD_DATA, -1, other);
+    assert_memory_equal(good, other, sizeof good);
+    for (int i = 0; i < GOOD_DATA; i++) { /* small ones whole */
+        digest_of(GOOD, GOOD_DATA, i, other);
+        assert_memory_not_equal(good, other, sizeof good);
+    }
+    digest_of(BIG, BIG_DATA, -1, big);
+    for (int i = 0; i < 8; i++) /* first and last byte of each piece */
+        for (int end = 0; end < 2; end++) {
+            digest_of(BIG, BIG_DATA, (int64_t)(BIG_DATA - 4096) * i / 7 + end * 4095, other);
+            assert_memory_not_equal(big, other, sizeof big);
+        }
+    static const char *const others[] = {
+        "{\"y\": {\"dtype\": \"BF16\", \"shape\": [50000], \"data_offsets\": [0, 100000]}}",
+        "{\"x\": {\"dtype\": \"F16\", \"shape\": [50000], \"data_offsets\": [0, 100000]}}",
+        "{\"x\": {\"dtype\": \"BF16\", \"shape\": [50000, 1], \"data_offsets\": [0, 100000]}}",
+        "{\"x\": {\"dtype\": \"BF16\", \"shape\": [500, 100], \"data_offsets\": [0, 100000]}}"};
+    for (size_t i = 0; i < sizeof others / sizeof *others; i++) {
+        digest_of(others[i], BIG_DATA, -1, other);
+        assert_memory_not_equal(big, other, sizeof big);
+    }
+}
+
+/* Two files hold what one held. */
+static void test_digest_does_not_see_files(void **state)
+{
+    (void)state;
+    struct reason why;
+    size_t bytes, more_bytes;
+    uint8_t one[SHA256_BYTES], two[SHA256_BYTES];
+    digest_of("{\"a\": {\"dtype\": \"F32\", \"shape\": [1], \"data_offsets\": [0, 4]},"
+              "\"b\": {\"dtype\": \"F32\", \"shape\": [1], \"data_offsets\": [4, 8]}}",
+              8, -1, one);
+    unsigned char *b =
+        make_file("{\"b\": {\"dtype\": \"F32\", \"shape\": [1], \"data_offsets\": [0, 4]}}", 4, &bytes);
+    unsigned char *a =
+        make_file("{\"a\": {\"dtype\": \"F32\", \"shape\": [1], \"data_offsets\": [0, 4]}}", 4, &more_bytes);
+    for (int i = 0; i < 4; i++) b[bytes - 4 + (size_t)i] = (unsigned char)(4 + i);
+    struct tensors *t = tensors_new();
+    assert_int_equal(tensors_add_header(t, "b", b, bytes, &why), STATUS_OK);
+    assert_int_equal(tensors_add_header(t, "a", a, more_bytes, &why), STATUS_OK);
+    tensors_digest(t, two);
+    assert_memory_equal(one, two, sizeof one);
+    tensors_close(t);
+    free(a);
+    free(b);
+}
+
 static void test_advise(void **state)
 {
     (void)state;
@@ -455,6 +527,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_single_file),
+        cmocka_unit_test(test_digest_names_the_weights),
+        cmocka_unit_test(test_digest_does_not_see_files),
         cmocka_unit_test(test_advise),
         cmocka_unit_test(test_many_names),
         cmocka_unit_test(test_refusals),

@@ -24,7 +24,7 @@ class Server:
         self.port_file = Path(self.folder.name) / "port"
         self.log_file = Path(self.folder.name) / "log"
         launcher = ["mpirun", "-n", str(ranks)] if ranks > 1 else []
-        command = [*launcher, str(retro or cli.RETRO), "serve", "--model", str(model), "--port", "0", "--port-file",
+        command = [*cli.DIES_WITH_US, *launcher, str(retro or cli.RETRO), "serve", "--model", str(model), "--port", "0", "--port-file",
                    str(self.port_file), "--served-model-name", name, *map(str, options)]
         with open(self.log_file, "wb") as log:
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log,

@@ -4,6 +4,8 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -249,3 +251,21 @@ def test_ready_hears_every_rank(start):
         assert time.monotonic() < end
         time.sleep(0.02)
     assert s.chat("x", max_tokens=2)[0] == 200
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_killed_test_leaves_no_server(tiny_folder, ranks):
+    """What a time limit does to pytest: its servers end with it, every rank of them."""
+    script = (f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); from server import Server\n"
+              f"s = Server({str(tiny_folder)!r}, '--threads', 1, '--max-context', 64, ranks={ranks})\n"
+              "print(s.process.pid, flush=True); sys.stdin.read()")
+    tester = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    launched = int(tester.stdout.readline())
+    pids = [launched, *map(int, Path(f"/proc/{launched}/task/{launched}/children").read_text().split())]
+    assert len(pids) == (1 if ranks == 1 else 1 + ranks)
+    tester.kill()
+    tester.wait()
+    end = time.monotonic() + 30
+    while any(Path(f"/proc/{pid}/stat").exists() and ") Z " not in Path(f"/proc/{pid}/stat").read_text() for pid in pids):
+        assert time.monotonic() < end, pids
+        time.sleep(0.05)

@@ -117,7 +117,7 @@ def test_prometheus_and_the_dashboard(start, tmp_path):
         f"  - targets: ['127.0.0.1:{s.port}']\n")
     with open(tmp_path / "log", "wb") as log:
         process = subprocess.Popen(
-            ["prometheus", f"--config.file={tmp_path}/prometheus.yml", f"--storage.tsdb.path={tmp_path}/data",
+            [*cli.DIES_WITH_US, "prometheus", f"--config.file={tmp_path}/prometheus.yml", f"--storage.tsdb.path={tmp_path}/data",
              f"--web.listen-address=127.0.0.1:{port}"], stdout=log, stderr=log)
     try:
         def query(what):
