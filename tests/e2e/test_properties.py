@@ -29,6 +29,7 @@ def bits(model, tokens, n_prompt, n_steps, out, **options):
     return np.load(out).view(np.uint32)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("policy, window", [("dense", 1), ("quest", 1), ("retro", 2), ("retro", 5)])
 def test_agrees_with_the_reference(tiny, ids, tmp_path, shape, policy, window):
@@ -48,6 +49,7 @@ def test_agrees_with_the_reference(tiny, ids, tmp_path, shape, policy, window):
         assert ours["kv_read_share"] == pytest.approx(expected["kv_read_share"], rel=1e-6)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("kv_dtype", ["f32", "bf16", "f16"])
 @pytest.mark.parametrize("shape", ["llama3-gqa", "mistral-slide", "qwen3-norm"])
 def test_budget_one_is_dense_to_the_bit(tiny, ids, tmp_path, shape, kv_dtype):
@@ -85,6 +87,7 @@ def test_nothing_depends_on_chunks_threads_blocks_or_room(tiny, ids, tmp_path):
         assert np.array_equal(expected, bits(folder, tokens, 130, 40, tmp_path / "b.npy", **{**base, **change})), change
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("shape", ["llama2-mha", "llama3-gqa", "qwen2-bias", "qwen2-slide", "mistral-slide"])
 def test_every_rank_count_gives_the_same_tokens(tiny, ids, shape):
     options = SHAPES[shape]
@@ -98,6 +101,7 @@ def test_every_rank_count_gives_the_same_tokens(tiny, ids, shape):
         assert got["kv_read_share"] == pytest.approx(expected["kv_read_share"], rel=1e-9), ranks
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("page_size", [4, 8, 16, 32])
 @pytest.mark.parametrize("isa", ["portable", "avx2", "auto"])
 def test_page_sizes_and_instruction_sets(tiny, ids, tmp_path, page_size, isa):
@@ -115,6 +119,7 @@ def test_page_sizes_and_instruction_sets(tiny, ids, tmp_path, page_size, isa):
     assert np.median(mean) < 1e-3 and mean[:10].max() < 1e-3
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("summary, page_size", [("q4", 4), ("q8", 8), ("q4", 16), ("keys", 4)])
 @pytest.mark.parametrize("shape", ["llama2-mha", "llama3-gqa", "mistral-slide", "qwen3-norm"])
 def test_summaries_agree_with_the_reference(tiny, ids, tmp_path, shape, summary, page_size):

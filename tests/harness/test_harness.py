@@ -53,6 +53,33 @@ def test_sums_of_suites(tree):
     assert "one: 2 passed, 0 failed, 1 skipped" in lines
 
 
+def test_samples_hold_every_value_and_only_what_ran_counts(tree):
+    shutil.copy(ROOT / "tests/conftest.py", tree / "tests/conftest.py")
+    add_suite(tree, "one", LIB + "count_pytest tests/many\n")
+    (tree / "tests/many").mkdir()
+    (tree / "tests/many/test_many.py").write_text(
+        "import os, pathlib, pytest\n"
+        "def note(*values):\n"
+        "    with open('ran', 'a') as f: print(*values, file=f)\n"
+        "@pytest.mark.sampled\n"
+        "@pytest.mark.parametrize('a', 'uvwx')\n"
+        "@pytest.mark.parametrize('b', range(3))\n"
+        "def test_marked(a, b): note(a, b)\n"
+        "@pytest.mark.parametrize('a', range(5))\n"
+        "def test_not_marked(a): note('n', a)\n"
+        "def test_alone(): note('alone')\n")
+    expected = {"": 12, "1": 12, "3": 4, "5": 3, "99": 1}
+    for sample, n in expected.items():
+        (tree / "ran").unlink(missing_ok=True)
+        code, lines = run_test(tree, "one", RETRO_SAMPLE=sample)
+        assert (code, lines[-1]) == (0, f"{n + 6} passed, 0 failed"), lines
+        ran = (tree / "ran").read_text().split("\n")[:-1]
+        marked = [line.split() for line in ran if line[0] in "uvwx"]
+        assert len(ran) == n + 6 and len(marked) == n
+        if sample == "3":
+            assert {a for a, _ in marked} == set("uvwx") and {b for _, b in marked} == set("012")
+
+
 def test_real_gpu_is_yes_or_no(tree):
     add_suite(tree, "one", LIB + 'check which test "${RETRO_REAL_GPU:-0}" = 1\n')
     assert run_test(tree, RETRO_REAL_GPU="1")[0] == 0

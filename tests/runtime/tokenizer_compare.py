@@ -424,6 +424,7 @@ def check_decode(tool, tokenizer, ids):
 
 
 # ---------------------------------------------------------------------------------------------- tests
+@pytest.mark.sampled
 @pytest.mark.parametrize("style", all_styles())
 def test_blocks(style, opened, characters):
     tool, tokenizer = opened(made(style)), made(style)
@@ -439,6 +440,7 @@ def test_fixed(style, opened):
         check(tool, tokenizer, text, True)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("style", all_styles())
 def test_mixed(style, opened, characters):
     tool, tokenizer = opened(made(style)), made(style)
@@ -447,6 +449,7 @@ def test_mixed(style, opened, characters):
         check(tool, tokenizer, text, n % 2 == 1)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("style", all_styles())
 def test_long_mixed(style, opened, characters):
     """Long enough for the table of words, with normalized stretches between added tokens."""
@@ -456,6 +459,7 @@ def test_long_mixed(style, opened, characters):
         check(tool, tokenizer, " ".join(mixed_texts(rng, 150, characters)))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("style", all_styles())
 def test_random_ids(style, opened):
     """Ids that no text gives: halves of characters, byte tokens in any order, specials in between."""
@@ -467,6 +471,7 @@ def test_random_ids(style, opened):
         check_decode(tool, tokenizer, rng.choices(rng.choice([ids, short]), k=rng.randint(0, 12)))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("style", all_styles())
 def test_random_utf8(style, opened, characters):
     """Random bytes that happen to be UTF-8, without the characters that the two sides know differently."""
@@ -571,6 +576,7 @@ def test_every_pair_of_bytes_is_refused_or_equal(opened):
                 assert tool.decode(tool.encode(data)) == data.decode()
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("style", ["smollm", "llama3", "qwen", "nemo", "llama2", "mistral_first"])
 @pytest.mark.parametrize("unit", ["a", " ", "!", "1", "\n", "ab", "é", "\u0301", "\u0301\u0323", "日", "<", "<|im_"])
 def test_eight_megabytes(style, unit, opened):
