@@ -72,7 +72,8 @@ def ages(*wanted):
 
 
 def variants():
-    found = [Variant("ours", "w1", 2, carry="none"), Variant("ours", "w2", 2), Variant("ours", "w8", 8)]
+    found = [Variant("ours", "w1", 2, carry="none"), Variant("ours", "w2", 2)]
+    found += [Variant("ours", "w4", 4), Variant("ours", "w8", 8)]
     found += [ages(7), ages(1, 7), ages(1, 3, 7)]
     found += [Variant("d", f"w8 weight {t}", 8, carry="weight", tau=t) for t in (0.01, 0.02, 0.05)]
     found += [Variant("d", f"w8 layer {t}", 8, carry="layer", tau=t) for t in (0.05, 0.1, 0.2)]
