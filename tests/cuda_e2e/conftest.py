@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(TESTS), str(TESTS / "e2e"), str(Path(__file__).resolve().parent)]
+sys.path[:0] = [str(TESTS), str(TESTS / "e2e"), str(TESTS / "serve"), str(Path(__file__).resolve().parent)]
 
 import cli  # noqa: E402
 from tools import tiny_model  # noqa: E402

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import cli
+import service
 from conftest import REAL_GPU
 
 TOOL = cli.RETRO.parent / "tests" / "steps_tool"
@@ -25,6 +26,8 @@ SHAPES = {
     "qwen3-norm": dict(family="qwen3", hidden=40, heads=4, kv_heads=2, head_dim=24, layers=3, **F32),
 }
 WORDS = dict(page_size=4, block_size=16, kv_budget=0.25, dense_layers=1, summary="keys", kv_dtype="f32", act_dtype="f32", threads=1)
+
+POLICIES = ({"policy": "dense"}, {"policy": "quest"}, {"policy": "retro", "window": 4})
 
 
 def tool(model, ranks=1, env=None, **options):
@@ -187,6 +190,27 @@ def test_batch(tiny, tmp_path, ranks, room):
     expected = results("cpu", 1)
     assert expected.count('"status_code": 200') == 6
     assert results("cuda", ranks) == expected
+
+
+@pytest.mark.parametrize("ranks, swap", [(1, 1 << 22), (2, 1 << 22), (1, 0)], ids=["swapped", "swapped-2", "dropped"])
+def test_interrupted_sequences_resume_to_the_same_tokens(tiny, ranks, swap):
+    """Five slots share seven blocks: sequences of every policy go to host memory mid-window and mid-prompt (or are
+    computed again) and come back to what they give undisturbed on the CPU."""
+    folder = tiny(**SHAPES["llama3-gqa"], tokenizer=False)
+    random = np.random.default_rng(3)
+    requests = [{"prompt": random.integers(0, 320, n).tolist(), "seed": i, "max_tokens": 60 - n // 2,
+                 "ignore_eos": True, **({"temperature": 0.8, "top_k": 40} if i % 3 == 2 else {}), **policy}
+                for i, (n, policy) in enumerate(zip((50, 9, 33, 71, 20, 41), 2 * POLICIES))]
+    options = cli.flags(dict(WORDS, window=4, prefill_chunk=32))
+    roomy, stats = service.run(folder, requests, slots=5, context=96, options=options)
+    assert stats["preemptions"] == 0
+    tight, stats = service.run(folder, requests, ranks=ranks, slots=5, context=96, blocks=7, growth=1, swap=swap,
+                               options=[*options, "--device", "cuda"])
+    assert stats["preemptions"] > 2 and sum(r["usage"]["preempted"] for r in tight) == stats["preemptions"]
+    for a, b in zip(roomy, tight):
+        assert a["choices"] == b["choices"]
+        for field in ("pages_loaded", "pages_met"):
+            assert a["usage"][field] == b["usage"][field]
 
 
 def test_eval(tiny, tmp_path):

@@ -154,6 +154,17 @@ def test_no_gpu_here(real_model):
         cli.one_line(done, 2, "--device cuda: .*use --device cpu")
 
 
+def test_a_world_smaller_than_slurms_is_refused(tiny, monkeypatch):
+    """srun without an MPI plugin: each task believes to be alone. What mpirun starts within a step is not that."""
+    words = (tiny(family="llama3"), "--prompt", "a b", "--max-tokens", "1")
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    cli.one_line(generate(*words), 2, "Slurm started 4 tasks but each one sees a world of 1 rank", "srun --mpi=pmix")
+    alone = generate(*words, ranks=2)
+    assert alone.returncode == 0, alone.stderr
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
+    assert generate(*words).returncode == 0
+
+
 def test_more_ranks_than_heads(tiny):
     folder = tiny(family="llama3", heads=2, kv_heads=1, hidden=32)
     cli.one_line(generate(folder, "--prompt", "x", ranks=3), 2, "3 ranks.*2 query heads")

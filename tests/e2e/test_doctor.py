@@ -5,6 +5,7 @@ import os
 import subprocess
 
 import cli
+import pytest
 
 
 def doctor(*words, ranks=1, launcher=(), env=None):
@@ -39,6 +40,41 @@ def test_alone():
     assert code == 0 and report["all_reduce"] == [] and len(report["ranks"]) == 1
     text = cli.run_ok("doctor").stdout.decode()
     assert text.splitlines()[-1] in ("ok", "warn") and "memory speed" in text
+
+
+# Rank 1's wall clock goes LATE_US ahead of the others'.
+LATE = r"""
+#define _GNU_SOURCE
+#include <stdlib.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+int clock_gettime(clockid_t id, struct timespec *t)
+{
+    const char *rank = getenv("OMPI_COMM_WORLD_RANK");
+    int bad = (int)syscall(SYS_clock_gettime, id, t);
+    if (bad || id != CLOCK_REALTIME || !rank || strcmp(rank, "1")) return bad;
+    long us = atol(getenv("LATE_US"));
+    t->tv_sec += us / 1000000;
+    t->tv_nsec += us % 1000000 * 1000;
+    if (t->tv_nsec >= 1000000000) t->tv_nsec -= 1000000000, t->tv_sec++;
+    return 0;
+}
+"""
+
+
+@pytest.mark.parametrize("late_s, verdict", [(0.1, "ok"), (3.25, "warn")])
+def test_clocks_that_differ(tmp_path, late_s, verdict):
+    (tmp_path / "late.c").write_text(LATE)
+    library = tmp_path / "late.so"
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, tmp_path / "late.c"], check=True)
+    code, report = doctor(ranks=2, env={"LD_PRELOAD": str(library), "LATE_US": str(int(late_s * 1e6))})
+    clocks = line(report, "clocks")
+    assert code == 0 and clocks["verdict"] == verdict, clocks
+    # Half of a message's round trip is the error; where others take the processor it is milliseconds.
+    assert report["ranks"][1]["clock_skew_s"] == pytest.approx(late_s, abs=0.2)
+    assert ("run a time service" in clocks["text"]) == (verdict == "warn")
 
 
 def test_several_threads_on_one_core():
