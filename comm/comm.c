@@ -17,6 +17,7 @@ struct comm *comm_alloc(int rank, int size)
     c->gather_at = c->gather_n + size;
     c->rank = rank;
     c->size = size;
+    c->stride = 1;
     c->mpi = MPI_COMM_WORLD;
     return c;
 }
@@ -36,6 +37,7 @@ struct comm *comm_open(const struct comm_world *w, int n_ranks)
 {
     ASSERT(n_ranks > 0 && w->size % n_ranks == 0);
     struct comm *c = comm_alloc(w->rank % n_ranks, n_ranks);
+    c->first = w->rank - c->rank;
     if (n_ranks < w->size)
         mpi_check(MPI_Comm_split(MPI_COMM_WORLD, w->rank / n_ranks, w->rank, &c->mpi), "MPI_Comm_split");
     int node_rank = 0, node_size = 1;
@@ -45,6 +47,36 @@ struct comm *comm_open(const struct comm_world *w, int n_ranks)
     else mpi_open(c, node_rank == 0);
     phase_open(c, w->host);
     return c;
+}
+
+/* Host collectives over `c`, whose ranks may share hosts with each other in any way. */
+static struct comm *open_plain(struct comm *c, const struct comm_world *w)
+{
+    int node_rank = 0, node_size = 1;
+    if (c->size > 1) find_neighbours(c, &node_rank, &node_size);
+    if (c->size == 1) self_open(c);
+    else mpi_open(c, node_rank == 0);
+    phase_open(c, w->host);
+    return c;
+}
+
+struct comm *comm_open_world(const struct comm_world *w)
+{
+    return open_plain(comm_alloc(w->rank, w->size), w);
+}
+
+struct comm *comm_open_leaders(const struct comm_world *w, int n_ranks)
+{
+    ASSERT(n_ranks > 0 && w->size % n_ranks == 0);
+    bool leads = w->rank % n_ranks == 0;
+    MPI_Comm mpi = MPI_COMM_WORLD;
+    if (n_ranks > 1)
+        mpi_check(MPI_Comm_split(MPI_COMM_WORLD, leads ? 0 : MPI_UNDEFINED, w->rank, &mpi), "MPI_Comm_split");
+    if (!leads) return NULL;
+    struct comm *c = comm_alloc(w->rank / n_ranks, w->size / n_ranks);
+    c->stride = n_ranks;
+    c->mpi = mpi;
+    return open_plain(c, w);
 }
 
 #ifndef RETRO_HAVE_CUDA
@@ -78,6 +110,8 @@ void comm_reserve(struct comm *c, size_t n_f32)
 int comm_rank(const struct comm *c) { return c->rank; }
 
 int comm_size(const struct comm *c) { return c->size; }
+
+int comm_world_rank(const struct comm *c, int rank) { return c->first + rank * c->stride; }
 
 const char *comm_describe(const struct comm *c) { return c->description; }
 

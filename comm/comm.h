@@ -41,6 +41,10 @@ _Noreturn void comm_world_abort(int exit_code);
  * group is its leader, rank 0 of the group. One rank: nothing to exchange; shared memory between ranks of one
  * host, MPI otherwise. */
 struct comm *comm_open(const struct comm_world *w, int n_ranks);
+/* Collective over the world: all its ranks, or the leaders alone (NULL on the others), as a group for host
+ * collectives; nothing is reserved in it. */
+struct comm *comm_open_world(const struct comm_world *w);
+struct comm *comm_open_leaders(const struct comm_world *w, int n_ranks);
 void comm_close(struct comm *c);
 
 /* Collective over the world, when every rank has opened its GPU (the current one of the thread): from now on
@@ -61,6 +65,8 @@ void comm_reserve(struct comm *c, size_t n_f32);
 
 int comm_rank(const struct comm *c);
 int comm_size(const struct comm *c);
+/* What the world calls a rank of the group: the number that users see. */
+int comm_world_rank(const struct comm *c, int rank);
 /* "one rank", "2 ranks by shared memory", "8 ranks on 2 hosts by MPI"; borrowed. */
 const char *comm_describe(const struct comm *c);
 

@@ -22,8 +22,9 @@ struct comm_phase {
 struct comm {
     const struct comm_table *table;
     int rank, size;
-    MPI_Comm mpi;    /* of the group; owned unless it is the world's */
-    size_t reserved; /* elements of an all-reduce at most; 0 before comm_reserve */
+    int first, stride; /* the ranks are first, first + stride, ... of the world */
+    MPI_Comm mpi;      /* of the group; owned unless it is the world's */
+    size_t reserved;   /* elements of an all-reduce at most; 0 before comm_reserve */
     /* On rank 0, (size) each: bytes of the ranks in a gather and where they go; a gather allocates nothing.
      */
     int *gather_n, *gather_at;

@@ -87,7 +87,7 @@ static _Noreturn void die_missing(struct comm *c, const char *name, double timeo
         if (stands_at(c, r, name)) continue;
         if (missing++ >= NAMED_MAX || n > sizeof text - 160) continue;
         n += (size_t)snprintf(text + n, sizeof text - n, "%srank %d on %s (last seen at: %s)", n ? ", " : "",
-                              r, c->phase[r].host, c->phase[r].name);
+                              comm_world_rank(c, r), c->phase[r].host, c->phase[r].name);
     }
     if (missing > NAMED_MAX) snprintf(text + n, sizeof text - n, " and %d more", missing - NAMED_MAX);
     DIE(EXIT_CODE_PEER, "see the log of those ranks; --start-timeout gives them longer",
@@ -117,9 +117,9 @@ static void follow(struct comm *c, const char *name, double timeout_s)
         mpi_check(MPI_Test(&go, &there, MPI_STATUS_IGNORE), "MPI_Test");
         if (there) return;
         if (clock_us() > deadline)
-            DIE(EXIT_CODE_PEER, "see the log of rank 0; --start-timeout gives it longer",
-                "start: after %.0f s at \"%s\" rank 0 on %s is missing", timeout_s + GRACE_S, name,
-                c->phase[0].host);
+            DIE(EXIT_CODE_PEER, "see its log; --start-timeout gives it longer",
+                "start: after %.0f s at \"%s\" rank %d on %s is missing", timeout_s + GRACE_S, name,
+                comm_world_rank(c, 0), c->phase[0].host);
         nap();
     }
 }

@@ -161,11 +161,11 @@ static bool is_held(const struct beat *b)
     return b->thread_state == 'T' || b->thread_state == 't' || b->thread_state == 'D';
 }
 
-/* Among ranks first .. first+group, the ones that the others wait for: the lowest phase of a start. */
-static bool find_late_start(const struct watch *w, int first, int64_t now_us, struct cause *c)
+/* The ones that the others wait for: the lowest phase of a start. Replicas start together. */
+static bool find_late_start(const struct watch *w, int64_t now_us, struct cause *c)
 {
     int lowest = PROGRESS_IDLE, highest = 0;
-    for (int r = first; r < first + w->limits.group; r++) {
+    for (int r = 0; r < w->size; r++) {
         int phase = w->rank[r].closed ? PROGRESS_CLOSE : w->rank[r].beat.phase;
         if (phase < lowest) lowest = phase;
         if (phase > highest) highest = phase;
@@ -173,7 +173,7 @@ static bool find_late_start(const struct watch *w, int first, int64_t now_us, st
     /* Nobody hurries the one who prepares: it may wait for a person. But it is alone in that. */
     if (lowest >= PROGRESS_IDLE || (lowest == PROGRESS_PREPARE && highest == PROGRESS_PREPARE)) return false;
     c->rank = -1;
-    for (int r = first; r < first + w->limits.group; r++) {
+    for (int r = 0; r < w->size; r++) {
         if (w->rank[r].closed || w->rank[r].beat.phase != lowest) continue;
         if (!stands_still(w, r, w->limits.start_us, now_us)) return false;
         if (c->rank < 0 || (is_held(&w->rank[r].beat) && !is_held(&w->rank[c->rank].beat))) c->rank = r;
@@ -207,8 +207,8 @@ static bool find_stillness(const struct watch *w, int64_t now_us, struct cause *
 {
     if (w->self != 0) return false;
     for (int first = 0; first < w->size; first += w->limits.group)
-        if (find_hang(w, first, now_us, c) || find_late_start(w, first, now_us, c)) return true;
-    return false;
+        if (find_hang(w, first, now_us, c)) return true;
+    return find_late_start(w, now_us, c);
 }
 
 static bool find_sign(const struct watch *w, int64_t now_us, struct cause *c)

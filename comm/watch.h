@@ -66,7 +66,7 @@ struct watch_limits {
     int64_t hung_us;     /* without progress in a step */
     int64_t start_us;    /* without progress while starting */
     int64_t interval_us; /* between two beats */
-    int group;           /* ranks of a replica: they run the same steps */
+    int group;           /* ranks of a replica: they run the same steps; all ranks start together */
 };
 
 struct watch {

@@ -177,8 +177,8 @@ static enum status lead(struct batch_work *b, struct session *s, struct serving 
     enum status status = serving_open(v, s, context, INT_MAX, why);
     if (status != STATUS_OK) return status;
     struct batch_run_options run = {.api = v->api,
-                                    .service = v->service,
-                                    .n_in_flight = IN_FLIGHT * o->max_seqs,
+                                    .front = v->front,
+                                    .n_in_flight = IN_FLIGHT * o->max_seqs * s->n_replicas,
                                     .drain_s = o->drain,
                                     .interrupted = is_interrupted,
                                     .terminal = on_terminal(o)};
@@ -216,7 +216,7 @@ int cmd_batch(const struct options *o, const struct comm_world *w)
     if (status == STATUS_OK && context > 0) {
         serving_size(&s);
         status = session_load(&s, context, o->max_seqs, &why);
-        if (status == STATUS_OK && w->rank != 0) engine_follow(s.engine);
+        if (status == STATUS_OK && w->rank != 0) session_follow(&s);
         if (status == STATUS_OK && w->rank == 0) status = lead(&b, &s, &v, context, &code, &why);
         if (status != STATUS_OK) session_fail(w, status, &why);
     }

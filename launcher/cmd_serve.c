@@ -1,5 +1,5 @@
 /* cmd_serve.c - `retro serve`: the HTTP API over one model. Rank 0 serves and plans; the other ranks follow its steps.
- * The main thread is the engine's. */
+ * The main thread is the engine's; with --dp it is that of the first replica's, and the others have one each. */
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -89,7 +89,7 @@ static void on_signal(void *user, int signal)
     LOG_INFO("signal %d: no new requests; those that run have %g s; a second signal ends at once", signal,
              v->o->drain);
     http_drain(v->http);
-    service_drain(v->serving.service, v->o->drain);
+    front_drain(v->serving.front, v->o->drain);
 }
 
 /* Written beside and renamed: who reads it finds a whole number. */
@@ -115,7 +115,7 @@ static enum status open_server(struct server *v, int context, struct reason *why
         .host = o->host ? o->host : "127.0.0.1",
         .port = o->port,
         .api = v->serving.api,
-        .service = v->serving.service,
+        .front = v->serving.front,
         .metrics = v->metrics,
         .key = v->key,
         .n_keys = v->n_keys,
@@ -136,13 +136,16 @@ static enum status serve(struct server *v, int context, struct reason *why)
 {
     const struct step_limits *l = engine_limits(v->s->engine);
     enum status status = open_server(v, context, why);
-    struct service *service = v->serving.service;
+    struct front *front = v->serving.front;
+    int n = v->s->n_replicas;
+    char of[32] = "";
+    if (n > 1) snprintf(of, sizeof of, "%d replicas of ", n);
     if (status == STATUS_OK)
-        LOG_INFO("serving %s on http://%s:%d/ (%d sequences, %d KV blocks of %d tokens)", v->serving.model,
-                 v->o->host ? v->o->host : "127.0.0.1", http_port(v->http), l->n_slots, l->n_blocks,
+        LOG_INFO("serving %s on http://%s:%d/ (%s%d sequences, %d KV blocks of %d tokens)", v->serving.model,
+                 v->o->host ? v->o->host : "127.0.0.1", http_port(v->http), of, l->n_slots, l->n_blocks,
                  l->block_tokens);
-    else if (service) service_drain(service, 0);
-    if (service) service_run(service); /* every stream is complete when it returns */
+    else if (front) front_drain(front, 0);
+    if (front) front_run(front); /* every stream is complete when it returns */
     http_close(v->http, status == STATUS_OK ? 5 : 0);
     if (v->o->port_file) unlink(v->o->port_file);
     return status;
@@ -162,7 +165,7 @@ int cmd_serve(const struct options *o, const struct comm_world *w)
         status = session_load(&s, context, o->max_seqs, &why);
         if (status == STATUS_OK && w->rank != 0) {
             signals_open(NULL, NULL);
-            engine_follow(s.engine);
+            session_follow(&s);
         }
         if (status == STATUS_OK && w->rank == 0) status = serve(&v, context, &why);
         if (status != STATUS_OK) session_fail(w, status, &why);

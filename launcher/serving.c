@@ -65,7 +65,7 @@ enum status serving_open(struct serving *v, const struct session *s, int context
                                       .n_eos = n_eos,
                                       .max_queue = max_queue,
                                       .prefix_cache = (enum sched_cache)s->options->prefix_cache};
-    enum status status = service_open(&v->service, s->engine, &service, why);
+    enum status status = front_open(&v->front, s->replica, s->n_replicas, &service, why);
     if (status != STATUS_OK) return status;
     bool chats = !v->why_no_chat.text[0];
     struct api_options api = {.tokenizer = v->tokenizer,
@@ -85,7 +85,7 @@ enum status serving_open(struct serving *v, const struct session *s, int context
 
 void serving_close(struct serving *v)
 {
-    service_close(v->service);
+    front_close(v->front);
     api_close(v->api);
     chat_close(&v->chat);
     tokenizer_close(v->tokenizer);

@@ -5,7 +5,7 @@
 #include "launcher/session.h"
 #include "runtime/api.h"
 #include "runtime/chat.h"
-#include "runtime/service.h"
+#include "runtime/front.h"
 
 struct serving {
     const char *model; /* the served name; borrowed from the options */
@@ -14,7 +14,7 @@ struct serving {
     struct reason why_no_chat; /* "" when the folder has a chat template that is known */
     int32_t eos_of_tokenizer;
     struct api *api;
-    struct service *service;
+    struct front *front;
 };
 
 /* Rank 0, between session_prepare and session_agree: reads the folder's texts and finds how many tokens a sequence

@@ -3,6 +3,7 @@
 
 #include <sched.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "kernels/check.h"
@@ -27,13 +28,7 @@ static enum status check_world(const struct session *s, struct reason *why)
     const struct options *o = s->options;
     int ranks = s->world.size;
     const char *were = ranks == 1 ? " was" : "s were";
-    if (session_group_size(o, &s->world) > 0) {
-        if (o->dp == 1) return STATUS_OK;
-        return status_fail(why, STATUS_BAD_OPTION,
-                           "--dp %d: this command cannot use replicas; leave --dp out "
-                           "and start with mpirun -n %d",
-                           o->dp, ranks / o->dp);
-    }
+    if (session_group_size(o, &s->world) > 0) return STATUS_OK;
     if (o->tp == OPTIONS_UNSET)
         return status_fail(why, STATUS_BAD_OPTION,
                            "--dp %d: %d rank%s started, which is no multiple of it; start with mpirun -n %d",
@@ -49,13 +44,14 @@ static enum status check_world(const struct session *s, struct reason *why)
 static enum status check_ranks(const struct session *s, struct reason *why)
 {
     int ranks = comm_size(s->comm);
+    const char *of = s->n_replicas > 1 ? " a replica" : "";
     if (ranks > s->files.arch.n_heads)
         return status_fail(why, STATUS_BAD_OPTION,
-                           "%d ranks: the model has %d query heads, start at most that many", ranks,
-                           s->files.arch.n_heads);
+                           "%d ranks%s: the model has %d query heads, start at most that many%s", ranks, of,
+                           s->files.arch.n_heads, of);
     if (ranks > s->files.arch.ffn || ranks > s->files.arch.vocab)
         return status_fail(why, STATUS_BAD_OPTION,
-                           "%d ranks: the model has %d MLP columns and %d tokens to share", ranks,
+                           "%d ranks%s: the model has %d MLP columns and %d tokens to share", ranks, of,
                            s->files.arch.ffn, s->files.arch.vocab);
     return STATUS_OK;
 }
@@ -76,7 +72,10 @@ enum status session_prepare(struct session *s, const struct options *o, const st
     progress_enter(PROGRESS_PREPARE);
     int n_ranks = session_group_size(o, w);
     s->comm = comm_open(w, n_ranks > 0 ? n_ranks : w->size);
-    enum status status = check_world(s, why); /* the same on every rank: groups have no other way to agree */
+    s->n_replicas = w->size / comm_size(s->comm);
+    s->whole = s->n_replicas > 1 ? comm_open_world(w) : s->comm;
+    s->leaders = s->n_replicas > 1 ? comm_open_leaders(w, n_ranks) : NULL;
+    enum status status = check_world(s, why); /* the same on every rank */
     if (status != STATUS_OK || w->rank != 0) return status;
     status = options_policy(o, &s->policy, why);
     if (status == STATUS_OK) status = open_files(s, why);
@@ -90,8 +89,8 @@ enum status session_prepare(struct session *s, const struct options *o, const st
 enum status session_agree(struct session *s, enum status status, int *context, const struct reason *why)
 {
     int verdict[2] = {(int)status, *context};
-    comm_bcast(s->comm, verdict, sizeof verdict);
-    comm_bcast(s->comm, &s->policy, sizeof s->policy);
+    comm_bcast(s->whole, verdict, sizeof verdict);
+    comm_bcast(s->whole, &s->policy, sizeof s->policy);
     *context = verdict[1];
     status = (enum status)verdict[0];
     if (status != STATUS_OK || s->world.rank == 0) {
@@ -151,6 +150,36 @@ static enum status open_device(struct session *s, enum dtype act, struct device 
     return status;
 }
 
+/* Collective: the ranks go on together or not at all. A rank whose own status was good returns another one's; what is
+ * to be said about it is said by the leader of the replica that failed, because rank 0 only knows its own. */
+static enum status all_or_none(struct session *s, enum status mine, struct reason *why)
+{
+    int64_t worst = (int64_t)mine;
+    comm_max_i64(s->whole, &worst, 1);
+    if (worst == STATUS_OK) return STATUS_OK;
+    if (mine != STATUS_OK && s->world.rank != 0 && comm_rank(s->comm) == 0) LOG_ERROR("%s", why->text);
+    if (mine == STATUS_OK)
+        status_fail(why, (enum status)worst, "another replica could not be loaded: see its line");
+    return (enum status)worst;
+}
+
+/* Rank 0 gets an engine for every replica. */
+static void open_replicas(struct session *s)
+{
+    if (s->leaders) s->front = ctl_open(s->leaders, 60);
+    if (s->world.rank != 0) return;
+    s->replica = calloc((size_t)s->n_replicas, sizeof *s->replica);
+    if (!s->replica) DIE(EXIT_CODE_MEMORY, NULL, "no memory for %d replicas", s->n_replicas);
+    s->replica[0] = s->engine;
+    for (int r = 1; r < s->n_replicas; r++) s->replica[r] = engine_open_remote(s->front, r);
+}
+
+void session_follow(struct session *s)
+{
+    if (s->front) engine_lead(s->engine, s->front);
+    else engine_follow(s->engine);
+}
+
 enum status session_load(struct session *s, int context, int n_slots, struct reason *why)
 {
     const struct options *o = s->options;
@@ -173,11 +202,11 @@ enum status session_load(struct session *s, int context, int n_slots, struct rea
         .node_ranks = o->device == DEVICE_CUDA ? 1 : s->world.node_size, /* a GPU is of one rank alone */
     };
     progress_enter(PROGRESS_DEVICE);
-    comm_phase(s->comm, "opening the device");
+    comm_phase(s->whole, "opening the device");
     enum status opened = open_device(s, m.act, &m.device, why);
-    comm_arrive(s->comm, "device open", o->start_timeout);
+    comm_arrive(s->whole, "device open", o->start_timeout);
     int64_t everywhere = opened == STATUS_OK;
-    comm_min_i64(s->comm, &everywhere, 1); /* nobody goes on to collectives alone */
+    comm_min_i64(s->whole, &everywhere, 1); /* nobody goes on to collectives alone */
     if (!everywhere) {
         if (opened != STATUS_OK) return opened;
         device_close(m.device);
@@ -190,26 +219,35 @@ enum status session_load(struct session *s, int context, int n_slots, struct rea
         return status;
     }
     status = model_open(&s->model, &s->files, s->comm, &m, why);
+    progress_enter(PROGRESS_CONNECT); /* who still loads is the one that the others wait for */
+    status = s->n_replicas > 1 ? all_or_none(s, status, why) : status;
     if (status != STATUS_OK) return status;
     comm_reserve(s->comm, (size_t)s->model->dims.max_rows * (size_t)s->model->dims.D);
-    progress_enter(PROGRESS_CONNECT);
     s->ctl = ctl_open(s->comm, 60);
     s->engine = engine_open(s->model, s->comm, s->ctl);
+    open_replicas(s);
     progress_enter(PROGRESS_IDLE);
+    char copies[64] = "";
+    if (s->n_replicas > 1) snprintf(copies, sizeof copies, "%d replicas, each of ", s->n_replicas);
     if (s->world.rank == 0)
-        LOG_INFO("%s %d layers, %s, %s, %s KV, %.2f GiB a rank", s->files.arch.family, s->files.arch.n_layers,
-                 device_describe(s->model->device), comm_describe(s->comm), dtype_name(s->model->dims.kv),
-                 (double)s->model->plan.total_bytes / (1 << 30));
+        LOG_INFO("%s %d layers, %s, %s%s, %s KV, %.2f GiB a rank", s->files.arch.family,
+                 s->files.arch.n_layers, device_describe(s->model->device), copies, comm_describe(s->comm),
+                 dtype_name(s->model->dims.kv), (double)s->model->plan.total_bytes / (1 << 30));
     return STATUS_OK;
 }
 
 void session_close(struct session *s)
 {
     progress_enter(PROGRESS_CLOSE);
-    if (s->ctl) ctl_close(s->ctl);
+    for (int r = 1; s->replica && r < s->n_replicas; r++) engine_close(s->replica[r]);
+    free(s->replica);
+    ctl_close(s->front);
+    ctl_close(s->ctl);
     engine_close(s->engine);
     model_close(s->model);
     model_files_close(&s->files);
-    if (s->comm) comm_close(s->comm);
+    if (s->whole != s->comm) comm_close(s->whole);
+    comm_close(s->leaders);
+    comm_close(s->comm);
     *s = (struct session){0};
 }

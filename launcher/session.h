@@ -1,7 +1,8 @@
 /* session.h - everything a running command needs, opened in the order in which it can fail.
  *
  * Rank 0 checks options and files first and tells the others the verdict, so that a bad folder is one line
- * and one exit code however many ranks there are. */
+ * and one exit code however many ranks there are. With --dp the world is several replicas of the model: they start
+ * and fail as one, and rank 0 has an engine for each. */
 #ifndef RETRO_LAUNCHER_SESSION_H
 #define RETRO_LAUNCHER_SESSION_H
 
@@ -24,12 +25,17 @@ struct session {
         int max_rows;
         int64_t swap_bytes;
     } room;
-    struct comm *comm;
+    int n_replicas;
+    struct comm *whole;   /* all ranks of the job: to start together; with one replica it is comm */
+    struct comm *comm;    /* this rank's replica */
+    struct comm *leaders; /* the replicas' leaders, where this rank is one of several; else NULL */
+    struct ctl *front;    /* from rank 0 to the other leaders; likewise */
     struct ctl *ctl;
     struct model_files files;
     struct policy policy;
     struct model *model;
     struct engine *engine;
+    struct engine **replica; /* rank 0: (n_replicas) the engines of all, [0] is `engine` */
 };
 
 /* Opens the group; on rank 0 the policy and the model files too. Returns the status on rank 0; follow it with
@@ -41,7 +47,9 @@ enum status session_prepare(struct session *s, const struct options *o, const st
 enum status session_agree(struct session *s, enum status status, int *context, const struct reason *why);
 /* Collective: loads the model and opens the engine for n_slots sequences of `context` tokens. */
 enum status session_load(struct session *s, int context, int n_slots, struct reason *why);
-/* Collective; ends engine_follow on the followers. */
+/* Every rank but rank 0: does what it is told until rank 0 closes its session. */
+void session_follow(struct session *s);
+/* Collective; ends session_follow on the other ranks. */
 void session_close(struct session *s);
 
 /* Ranks of one replica by --tp and --dp; 0 when the world is not tp x dp. The same on every rank. */

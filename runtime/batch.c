@@ -60,7 +60,7 @@ struct run {
 static void stop(struct run *r, double drain_s)
 {
     r->stopping = true;
-    service_drain(r->o->service, drain_s);
+    front_drain(r->o->front, drain_s);
 }
 
 static void fail(struct run *r, enum status status)
@@ -133,7 +133,7 @@ static void take_line(struct run *r, const struct batch_line *line)
     if (good) {
         struct batch_job *j = batch_job_open(r->b, r->o->api, line->number, q.custom_id, request, &r->done);
         r->n_in_flight += request->n_prompts;
-        batch_job_submit(j, r->o->api, r->o->service);
+        batch_job_submit(j, r->o->api, r->o->front);
     } else {
         refuse_line(r, line->number, q.custom_id, &e);
     }
@@ -212,7 +212,7 @@ static void *run_batch(void *user)
     synchronise(r, now);
     r->progress.seconds = (double)(now - r->began_us) * 1e-6;
     if (r->o->terminal) fputs("\r\x1b[K", stderr);
-    service_drain(r->o->service, 0);
+    front_drain(r->o->front, 0);
     return NULL;
 }
 
@@ -227,7 +227,7 @@ enum status batch_run(struct batch_work *b, const struct batch_run_options *o,
     batch_done_open(&r.done);
     if (pthread_create(&thread, NULL, run_batch, &r) != 0)
         DIE(EXIT_CODE_MEMORY, "raise ulimit -u", "no thread for the batch");
-    service_run(o->service);
+    front_run(o->front);
     pthread_join(thread, NULL);
     batch_done_close(&r.done);
     batch_ids_close(&r.ids);

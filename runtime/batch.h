@@ -1,6 +1,6 @@
 /* batch.h - a file of requests through the service to a file of results; continues where it was interrupted.
  *
- * Two threads: the engine's sits in service_run, batch_run has one of its own that reads lines, submits them, and
+ * Two threads: the engine's sits in front_run (with replicas it has one for each), batch_run has one of its own that reads lines, submits them, and
  * writes what has finished to the journal (batch_journal.h). Lines are read only as the service takes them, so
  * memory holds the requests in flight and 16 bytes a line, however long the file.
  *
@@ -17,7 +17,7 @@
 #include "runtime/api.h"
 #include "runtime/batch_input.h"
 #include "runtime/batch_journal.h"
-#include "runtime/service.h"
+#include "runtime/front.h"
 
 struct batch_work {
     struct batch_input input;
@@ -37,7 +37,7 @@ int64_t batch_left(const struct batch_work *b);
 
 struct batch_run_options {
     struct api *api;
-    struct service *service;
+    struct front *front;
     int n_in_flight;           /* prompts given to the service at a time */
     double drain_s;            /* what an interruption leaves to requests in flight */
     bool (*interrupted)(void); /* true from some time on: stop */

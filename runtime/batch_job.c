@@ -63,20 +63,26 @@ static void settle(struct batch_job *j, int n)
 static void on_token(void *user, const struct service_token *t)
 {
     struct batch_part *p = user;
+    pthread_mutex_lock(&p->job->lock);
     api_answer_token(p->job->answer, p->prompt, t, NULL);
+    pthread_mutex_unlock(&p->job->lock);
 }
 
 static void on_end(void *user, const struct service_end *e)
 {
     struct batch_part *p = user;
+    pthread_mutex_lock(&p->job->lock);
     api_answer_end(p->job->answer, p->prompt, e, NULL);
+    pthread_mutex_unlock(&p->job->lock);
 }
 
 static void on_done(void *user, const struct service_usage *u)
 {
     struct batch_part *p = user;
+    pthread_mutex_lock(&p->job->lock);
     api_answer_done(p->job->answer, p->prompt, u, NULL);
     p->job->n_tokens += u->n_completion;
+    pthread_mutex_unlock(&p->job->lock);
     settle(p->job, 1);
 }
 
@@ -111,6 +117,7 @@ struct batch_job *batch_job_open(const struct batch_work *b, struct api *api, in
     api_answer_leave_out_measured(j->answer);
     j->part = buffer_zeroed((size_t)request->n_prompts, sizeof *j->part);
     j->done = done;
+    pthread_mutex_init(&j->lock, NULL);
     j->n_pending = request->n_prompts;
     return j;
 }
@@ -121,10 +128,11 @@ void batch_job_close(struct batch_job *j)
     api_request_free(j->request);
     free(j->custom_id);
     free(j->part);
+    pthread_mutex_destroy(&j->lock);
     free(j);
 }
 
-void batch_job_submit(struct batch_job *j, struct api *api, struct service *s)
+void batch_job_submit(struct batch_job *j, struct api *api, struct front *f)
 {
     int n = j->request->n_prompts, submitted = 0;
     uint64_t *id = buffer_zeroed((size_t)n, sizeof *id);
@@ -135,7 +143,7 @@ void batch_job_submit(struct batch_job *j, struct api *api, struct service *s)
         j->part[submitted] = (struct batch_part){.job = j, .prompt = submitted};
         q.sink = &sink;
         q.user = &j->part[submitted];
-        enum status status = service_submit(s, &q, &id[submitted], &why);
+        enum status status = front_submit(f, &q, &id[submitted], &why);
         if (status == STATUS_OK) continue;
         ASSERT(status != STATUS_QUEUE_FULL && status != STATUS_DRAINING); /* the caller's to see to */
         api_constraint_free(&q);
@@ -144,7 +152,7 @@ void batch_job_submit(struct batch_job *j, struct api *api, struct service *s)
         break;
     }
     if (submitted < n) {
-        for (int i = 0; i < submitted; i++) service_cancel(s, id[i]);
+        for (int i = 0; i < submitted; i++) front_cancel(f, id[i]);
         settle(j, n - submitted);
     }
     free(id);

@@ -28,6 +28,8 @@ struct batch_job {
     struct api_answer *answer;
     struct batch_part *part; /* (n_prompts) */
     struct batch_done *done;
+    pthread_mutex_t
+        lock;         /* of answer and n_tokens: prompts of one request may run on several engines' threads */
     int n_pending;    /* prompts that the service has and that are not submitted yet; under done->lock */
     int64_t n_tokens; /* generated */
     bool failed;      /* the service refused a prompt; `error` says why */
@@ -45,7 +47,7 @@ struct batch_job *batch_job_open(const struct batch_work *b, struct api *api, in
                                  const char *custom_id, struct api_request *request, struct batch_done *done);
 void batch_job_close(struct batch_job *j);
 /* Gives its prompts to the service. It comes out of `done` whatever happens. */
-void batch_job_submit(struct batch_job *j, struct api *api, struct service *s);
+void batch_job_submit(struct batch_job *j, struct api *api, struct front *f);
 
 /* The record of a job that came out. False: it was cut off by a drain and has none. */
 bool batch_job_record(struct batch_job *j, const struct batch_work *b, struct buffer *out, bool *is_error);

@@ -10,16 +10,34 @@
 #include "runtime/stage.h"
 #include "runtime/wire.h"
 
-enum message { MESSAGE_STEP = 1, MESSAGE_COUNTERS = 2, MESSAGE_FILL = 3, MESSAGE_READ_RATE = 4 };
+enum message {
+    MESSAGE_STEP = 1,
+    MESSAGE_COUNTERS = 2,
+    MESSAGE_FILL = 3,
+    MESSAGE_READ_RATE = 4,
+    /* From a replica's leader to rank 0 of the world. */
+    MESSAGE_GREETING = 5,
+    MESSAGE_RESULTS = 6, /* best (n_out), then top (n_tops, TOP_K_MAX) */
+    MESSAGE_LOGITS = 7,  /* one row (V), n_logits times */
+};
+
+struct greeting { /* what a remote engine tells of its model */
+    struct step_limits limits;
+    double token_bytes, summary_bytes;
+};
 
 struct engine {
-    struct model *model;
+    struct model *model; /* NULL: remote */
+    struct ctl *front;   /* remote: leads to the replica ... */
+    int front_rank;      /* ... whose leader is this one */
+    double token_bytes, summary_bytes;
     struct comm *comm;
     struct ctl *ctl;
     struct stage stage;
     struct step_limits limits;
-    struct step plan;             /* followers: what arrived */
+    struct step plan;             /* followers, and leaders that are driven: what arrived */
     struct wire wire;             /* leader: what is sent; followers: scratch to unpack */
+    struct wire front_wire;       /* the same between the leaders */
     struct engine_output *output; /* (max_out) */
     /* Where the device leaves results, at the same places in every step: a replayed step copies there too. */
     struct best *best; /* (max_out) */
@@ -59,6 +77,8 @@ struct engine *engine_open(struct model *m, struct comm *c, struct ctl *ctl)
     e->model = m;
     e->comm = c;
     e->ctl = ctl;
+    e->token_bytes = 2.0 * d->E * (double)dtype_bytes(d->kv);
+    e->summary_bytes = (double)d->summary_bytes;
     e->limits = (struct step_limits){
         .n_slots = d->n_slots,
         .max_rows = d->max_rows,
@@ -94,13 +114,16 @@ struct engine *engine_open(struct model *m, struct comm *c, struct ctl *ctl)
 void engine_close(struct engine *e)
 {
     if (!e) return;
-    stage_close(&e->stage);
+    if (e->model) stage_close(&e->stage);
     step_close(&e->plan);
     wire_close(&e->wire);
-    const struct ops *op = e->model->op;
-    op->host_free(e->model->device, e->mine, e->mine_capacity);
-    op->host_free(e->model->device, e->best, (size_t)e->limits.max_out * sizeof *e->best);
-    op->host_free(e->model->device, e->top, (size_t)e->limits.max_out * TOP_BYTES);
+    wire_close(&e->front_wire);
+    if (e->model) {
+        const struct ops *op = e->model->op;
+        op->host_free(e->model->device, e->mine, e->mine_capacity);
+        op->host_free(e->model->device, e->best, (size_t)e->limits.max_out * sizeof *e->best);
+        op->host_free(e->model->device, e->top, (size_t)e->limits.max_out * TOP_BYTES);
+    }
     free(e->output);
     free(e->all);
     free(e->all_bytes);
@@ -112,12 +135,9 @@ void engine_close(struct engine *e)
 
 const struct step_limits *engine_limits(const struct engine *e) { return &e->limits; }
 
-double engine_token_bytes(const struct engine *e)
-{
-    return 2.0 * e->model->dims.E * (double)dtype_bytes(e->model->dims.kv);
-}
+double engine_token_bytes(const struct engine *e) { return e->token_bytes; }
 
-double engine_summary_bytes(const struct engine *e) { return (double)e->model->dims.summary_bytes; }
+double engine_summary_bytes(const struct engine *e) { return e->summary_bytes; }
 
 /* The plan to the device, the forward pass, and what every step brings back. A shape that was captured before
  * is one launch. */
@@ -133,22 +153,28 @@ static void issue(struct engine *e, const struct batch *b)
     if (b->shape) m->op->graph_end(m->device);
 }
 
+static struct results count_results(const struct step *s)
+{
+    struct results r = {0};
+    for (int i = 0; i < s->n_seqs; i++) {
+        r.n_out += s->seq[i].want != STEP_WANT_NOTHING;
+        r.n_tops += s->seq[i].want == STEP_WANT_CANDIDATES;
+        r.n_logits += s->seq[i].want == STEP_WANT_LOGITS;
+    }
+    return r;
+}
+
 /* Rows of logits go straight to their place behind the pairs. */
 static void download_logits(struct engine *e, const struct step *s, struct results *r)
 {
     struct model *m = e->model;
     size_t row_bytes = (size_t)m->dims.Vr * sizeof(float);
-    *r = (struct results){0};
-    for (int i = 0; i < s->n_seqs; i++) {
-        r->n_out += s->seq[i].want != STEP_WANT_NOTHING;
-        r->n_tops += s->seq[i].want == STEP_WANT_CANDIDATES;
-    }
+    *r = count_results(s);
     char *to = e->mine + (size_t)r->n_out * sizeof(struct best) + (size_t)r->n_tops * TOP_BYTES;
     for (int i = 0, out = 0; i < s->n_seqs; i++) {
         if (s->seq[i].want == STEP_WANT_LOGITS) {
             m->op->download(m->device, to, m->logits + (size_t)out * (size_t)m->dims.Vr, row_bytes);
             to += row_bytes;
-            r->n_logits++;
         }
         out += s->seq[i].want != STEP_WANT_NOTHING;
     }
@@ -238,18 +264,94 @@ static void assemble(struct engine *e, const struct results *n)
     }
 }
 
-void engine_step(struct engine *e, const struct step *s, struct engine_result *r)
+/* Runs a plan on this rank and its followers and brings the whole vocabulary's results. */
+static void run(struct engine *e, const struct step *s, struct results *n)
 {
-    ASSERT(comm_rank(e->comm) == 0 && s->n_rows > 0);
+    ASSERT(comm_rank(e->comm) == 0);
     progress_step();
     if (comm_size(e->comm) > 1) {
         wire_pack_step(&e->wire, s);
         ctl_send(e->ctl, MESSAGE_STEP, e->wire.bytes, e->wire.n_bytes);
     }
+    execute(e, s, n);
+    gather(e, n);
+    assemble(e, n);
+    progress_enter(PROGRESS_IDLE);
+}
+
+/* ------------------------------------------------------------------------------------------ replicas */
+/* The next frame of the replica's leader, which must be of this kind and size. */
+static const void *expect(struct engine *e, enum message kind, size_t n_bytes)
+{
+    uint32_t got;
+    const void *bytes;
+    size_t n;
+    ctl_receive_from(e->front, e->front_rank, &got, &bytes, &n);
+    if (got != (uint32_t)kind || n != n_bytes)
+        DIE(EXIT_CODE_PEER, "do all ranks run the same program with the same options?",
+            "replica %d: message %u of %zu bytes, not %d of %zu", e->front_rank, got, n, (int)kind, n_bytes);
+    return bytes;
+}
+
+struct engine *engine_open_remote(struct ctl *front, int rank)
+{
+    struct engine *e = need(calloc(1, sizeof *e));
+    struct greeting g;
+    e->front = front;
+    e->front_rank = rank;
+    memcpy(&g, expect(e, MESSAGE_GREETING, sizeof g), sizeof g);
+    e->limits = g.limits;
+    e->token_bytes = g.token_bytes;
+    e->summary_bytes = g.summary_bytes;
+    size_t n_out = (size_t)g.limits.max_out;
+    e->output = need(calloc(n_out, sizeof *e->output));
+    e->logits = need(malloc(n_out * (size_t)g.limits.vocab * sizeof(float)));
+    e->tops = need(malloc(n_out * TOP_BYTES));
+    return e;
+}
+
+/* Sends a plan to the replica and takes what came of it. */
+static void run_remote(struct engine *e, const struct step *s, struct results *n)
+{
+    *n = count_results(s);
+    wire_pack_step(&e->front_wire, s);
+    ctl_send_to(e->front, e->front_rank, MESSAGE_STEP, e->front_wire.bytes, e->front_wire.n_bytes);
+    size_t pairs = (size_t)n->n_out * sizeof(struct best), tops = (size_t)n->n_tops * TOP_BYTES,
+           row = (size_t)e->limits.vocab * sizeof(float);
+    const char *from = expect(e, MESSAGE_RESULTS, pairs + tops);
+    for (int i = 0; i < n->n_out; i++) {
+        struct best b;
+        memcpy(&b, from + (size_t)i * sizeof b, sizeof b);
+        e->output[i].best = b.index;
+        e->output[i].best_logit = b.value;
+    }
+    memcpy(e->tops, from + pairs, tops);
+    for (int i = 0; i < n->n_logits; i++)
+        memcpy(e->logits + (size_t)i * (size_t)e->limits.vocab, expect(e, MESSAGE_LOGITS, row), row);
+}
+
+/* Gives the results of a plan to rank 0 of the world. `all` is free again by now. */
+static void send_results(struct engine *e, struct ctl *front, const struct results *n)
+{
+    size_t pairs = (size_t)n->n_out * sizeof(struct best), tops = (size_t)n->n_tops * TOP_BYTES,
+           row = (size_t)e->limits.vocab * sizeof(float);
+    for (int i = 0; i < n->n_out; i++) {
+        struct best b = {e->output[i].best_logit, e->output[i].best};
+        memcpy(e->all + (size_t)i * sizeof b, &b, sizeof b);
+    }
+    memcpy(e->all + pairs, e->tops, tops);
+    ctl_reply(front, MESSAGE_RESULTS, e->all, pairs + tops);
+    for (int i = 0; i < n->n_logits; i++)
+        ctl_reply(front, MESSAGE_LOGITS, e->logits + (size_t)i * (size_t)e->limits.vocab, row);
+}
+
+/* ------------------------------------------------------------------------------------------ the leader's calls */
+void engine_step(struct engine *e, const struct step *s, struct engine_result *r)
+{
     struct results n;
-    execute(e, s, &n);
-    gather(e, &n);
-    assemble(e, &n);
+    ASSERT(s->n_rows > 0);
+    if (e->model) run(e, s, &n);
+    else run_remote(e, s, &n);
     const float *logits = e->logits;
     const struct best *tops = e->tops;
     for (int i = 0, out = 0; i < s->n_seqs; i++) {
@@ -258,11 +360,10 @@ void engine_step(struct engine *e, const struct step *s, struct engine_result *r
         e->output[out].seq = i;
         e->output[out].logits = want == STEP_WANT_LOGITS ? logits : NULL;
         e->output[out].top = want == STEP_WANT_CANDIDATES ? tops : NULL;
-        if (want == STEP_WANT_LOGITS) logits += e->model->arch->vocab;
+        if (want == STEP_WANT_LOGITS) logits += e->limits.vocab;
         if (want == STEP_WANT_CANDIDATES) tops += TOP_K_MAX;
         out++;
     }
-    progress_enter(PROGRESS_IDLE);
     *r = (struct engine_result){.n_outputs = n.n_out, .output = e->output};
 }
 
@@ -278,6 +379,12 @@ static void sum_counters(struct engine *e, int slot, int64_t counters[COUNTER_CO
 void engine_counters(struct engine *e, int slot, int64_t counters[COUNTER_COUNT])
 {
     int32_t message = slot;
+    if (!e->model) {
+        ctl_send_to(e->front, e->front_rank, MESSAGE_COUNTERS, &message, sizeof message);
+        memcpy(counters, expect(e, MESSAGE_COUNTERS, COUNTER_COUNT * sizeof *counters),
+               COUNTER_COUNT * sizeof *counters);
+        return;
+    }
     if (comm_size(e->comm) > 1) ctl_send(e->ctl, MESSAGE_COUNTERS, &message, sizeof message);
     sum_counters(e, slot, counters);
 }
@@ -296,6 +403,7 @@ static void fill(struct engine *e, const struct step *s)
 
 void engine_fill(struct engine *e, const struct step *s)
 {
+    ASSERT(e->model);
     if (comm_size(e->comm) > 1) {
         wire_pack_step(&e->wire, s);
         ctl_send(e->ctl, MESSAGE_FILL, e->wire.bytes, e->wire.n_bytes);
@@ -329,15 +437,49 @@ static double read_rate(struct engine *e)
 
 double engine_read_rate(struct engine *e)
 {
+    ASSERT(e->model);
     if (comm_size(e->comm) > 1) ctl_send(e->ctl, MESSAGE_READ_RATE, NULL, 0);
     return read_rate(e);
 }
 
-static void unpack(struct engine *e, const void *bytes, size_t n)
+static void unpack(struct engine *e, struct wire *w, const void *bytes, size_t n)
 {
     struct reason why;
-    if (wire_unpack_step(&e->wire, &e->plan, bytes, n, &why) != STATUS_OK)
+    if (wire_unpack_step(w, &e->plan, bytes, n, &why) != STATUS_OK)
         DIE(EXIT_CODE_PEER, "do all ranks run the same program with the same options?", "%s", why.text);
+}
+
+static int slot_of(const struct engine *e, const void *bytes, size_t n)
+{
+    int32_t slot;
+    ASSERT(n == sizeof slot);
+    memcpy(&slot, bytes, sizeof slot);
+    ASSERT(slot >= 0 && slot < e->limits.n_slots);
+    return slot;
+}
+
+void engine_lead(struct engine *e, struct ctl *front)
+{
+    struct greeting g = {e->limits, e->token_bytes, e->summary_bytes};
+    uint32_t kind;
+    const void *bytes;
+    size_t n;
+    ctl_reply(front, MESSAGE_GREETING, &g, sizeof g);
+    while (ctl_receive(front, &kind, &bytes, &n)) {
+        if (kind == MESSAGE_STEP) {
+            struct results r;
+            unpack(e, &e->front_wire, bytes, n);
+            run(e, &e->plan, &r);
+            send_results(e, front, &r);
+        } else if (kind == MESSAGE_COUNTERS) {
+            int64_t counters[COUNTER_COUNT];
+            engine_counters(e, slot_of(e, bytes, n), counters);
+            ctl_reply(front, MESSAGE_COUNTERS, counters, sizeof counters);
+        } else {
+            DIE(EXIT_CODE_PEER, "do all ranks run the same program?",
+                "message of unknown kind %u from rank 0", kind);
+        }
+    }
 }
 
 void engine_follow(struct engine *e)
@@ -348,23 +490,19 @@ void engine_follow(struct engine *e)
     while (ctl_receive(e->ctl, &kind, &bytes, &n)) {
         if (kind == MESSAGE_STEP) {
             struct results r;
-            unpack(e, bytes, n);
+            unpack(e, &e->wire, bytes, n);
             progress_step();
             execute(e, &e->plan, &r);
             gather(e, &r);
             progress_enter(PROGRESS_IDLE);
         } else if (kind == MESSAGE_FILL) {
-            unpack(e, bytes, n);
+            unpack(e, &e->wire, bytes, n);
             fill(e, &e->plan);
         } else if (kind == MESSAGE_READ_RATE) {
             read_rate(e);
         } else if (kind == MESSAGE_COUNTERS) {
-            int32_t slot;
             int64_t counters[COUNTER_COUNT];
-            ASSERT(n == sizeof slot);
-            memcpy(&slot, bytes, sizeof slot);
-            ASSERT(slot >= 0 && slot < e->limits.n_slots);
-            sum_counters(e, slot, counters);
+            sum_counters(e, slot_of(e, bytes, n), counters);
         } else {
             DIE(EXIT_CODE_PEER, "do all ranks run the same program?",
                 "message of unknown kind %u from rank 0", kind);

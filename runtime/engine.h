@@ -3,7 +3,10 @@
  * Rank 0 (the leader) calls engine_step with a plan; it sends the plan to the followers, all ranks run
  * model_forward, and the leader gets the logits of the whole vocabulary. Followers sit in engine_follow until
  * the leader closes. Nothing here decides anything: plans come from generate, eval and the scheduler.
- */
+ *
+ * Replicas of the model: each is an engine on ranks of its own. Rank 0 of the world drives the others through a
+ * second control channel between the leaders, the front: there engine_open_remote makes an engine that has no
+ * model and sends each plan to its replica's leader, which sits in engine_lead and sends the results back. */
 #ifndef RETRO_ENGINE_H
 #define RETRO_ENGINE_H
 
@@ -15,6 +18,9 @@ struct engine;
 
 /* Collective. The engine borrows all three. */
 struct engine *engine_open(struct model *m, struct comm *c, struct ctl *ctl);
+/* Rank 0 of the front: the engine of the replica whose leader has that rank in it. Waits until the leader has come to
+ * engine_lead. Each such engine may be used on a thread of its own. */
+struct engine *engine_open_remote(struct ctl *front, int rank);
 /* The leader's close ends engine_follow on the followers. */
 void engine_close(struct engine *e);
 
@@ -41,9 +47,9 @@ struct engine_result {
     const struct engine_output *output; /* borrowed until the next step */
 };
 
-/* Leader: executes a plan on all ranks. */
+/* Leader, or on a remote engine: executes a plan on all ranks of the replica. */
 void engine_step(struct engine *e, const struct step *s, struct engine_result *r);
-/* Leader: counters of one slot, summed over the ranks. */
+/* Likewise: counters of one slot, summed over the ranks. */
 void engine_counters(struct engine *e, int slot, int64_t counters[COUNTER_COUNT]);
 /* Leader, for benchmarks: puts random keys and values (and the summaries that belong to them) where the
  * prompt rows of a plan would put theirs, without computing the prompt. */
@@ -51,6 +57,8 @@ void engine_fill(struct engine *e, const struct step *s);
 /* Leader, for benchmarks: bytes a second at which all ranks together read 64 MiB of their weights each and do
  * nothing else. One sample of a few milliseconds: take the middle of several. */
 double engine_read_rate(struct engine *e);
+/* Leader of a replica that another process drives: executes what comes through the front; returns when that closes. */
+void engine_lead(struct engine *e, struct ctl *front);
 /* Followers: executes what the leader sends; returns when it closes. */
 void engine_follow(struct engine *e);
 

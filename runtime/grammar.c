@@ -82,6 +82,7 @@ struct grammar *grammar_open(void)
 {
     struct grammar *g = buffer_zeroed(1, sizeof *g);
     atomic_init(&g->n_references, 1);
+    pthread_mutex_init(&g->lock, NULL);
     return g;
 }
 
@@ -95,6 +96,7 @@ void grammar_drop(struct grammar *g)
 {
     if (!g || atomic_fetch_sub(&g->n_references, 1) > 1) return;
     grammar_run_close(g);
+    pthread_mutex_destroy(&g->lock);
     free(g->expression);
     free(g->bytes);
     free(g->span);

@@ -11,8 +11,8 @@
  * GRAMMAR_THREADS_MAX (node, stack) drops what is over: fewer texts then, never a wrong one.
  *
  * A grammar is built by one thread, which gives it away; matchers of it, and so everything that grammar_run.c
- * and grammar_mask.c keep in it, belong to one other thread (the engine's). Only grammar_keep and
- * grammar_drop may be called from anywhere. */
+ * and grammar_mask.c keep in it, belong to one thread at a time. Only grammar_keep and grammar_drop may be called
+ * from anywhere, and constraints (below), which lock it: requests of several replicas may share a schema. */
 #ifndef RETRO_GRAMMAR_H
 #define RETRO_GRAMMAR_H
 

@@ -1,11 +1,12 @@
 /* grammar_constraint.c - a grammar as the service's constraint. The matcher is opened on first use, on the
- * thread that the grammar belongs to, because requests are made on another. */
+ * thread of the request's replica, because requests are made on another. Requests with the same schema share the
+ * grammar, and may run on several threads: it is locked for each call. */
 #include <stdlib.h>
 #include <string.h>
 
 #include "runtime/base/die.h"
 #include "runtime/buffer.h"
-#include "runtime/grammar.h"
+#include "runtime/grammar_parts.h"
 
 enum { EOS_MAX = 16 };
 
@@ -19,9 +20,9 @@ struct bound {
     int n_eos;
 };
 
-static bool fill(struct constraint *c, uint32_t *mask, int vocab)
+/* With the grammar's lock held. */
+static bool fill_mask(struct bound *b, uint32_t *mask, int vocab)
 {
-    struct bound *b = (struct bound *)c;
     bool any;
     if (!b->matcher) b->matcher = grammar_matcher_open(b->grammar);
     const uint32_t *allowed = grammar_allowed(b->matcher, b->trie, &any);
@@ -37,12 +38,23 @@ static bool fill(struct constraint *c, uint32_t *mask, int vocab)
     return true;
 }
 
+static bool fill(struct constraint *c, uint32_t *mask, int vocab)
+{
+    struct bound *b = (struct bound *)c;
+    pthread_mutex_lock(&b->grammar->lock);
+    bool goes_on = fill_mask(b, mask, vocab);
+    pthread_mutex_unlock(&b->grammar->lock);
+    return goes_on;
+}
+
 static void accept(struct constraint *c, int32_t token)
 {
     struct bound *b = (struct bound *)c;
     size_t n;
     const char *bytes = tokenizer_bytes(b->tokenizer, token, &n);
+    pthread_mutex_lock(&b->grammar->lock);
     ASSERT(b->matcher && bytes && grammar_accept(b->matcher, bytes, n));
+    pthread_mutex_unlock(&b->grammar->lock);
 }
 
 static struct constraint *clone(const struct constraint *c)
@@ -54,7 +66,9 @@ static struct constraint *clone(const struct constraint *c)
 static void free_bound(struct constraint *c)
 {
     struct bound *b = (struct bound *)c;
+    pthread_mutex_lock(&b->grammar->lock);
     grammar_matcher_close(b->matcher);
+    pthread_mutex_unlock(&b->grammar->lock);
     grammar_drop(b->grammar);
     free(b);
 }

@@ -5,6 +5,7 @@
 #ifndef RETRO_GRAMMAR_PARTS_H
 #define RETRO_GRAMMAR_PARTS_H
 
+#include <pthread.h>
 #include <stdatomic.h>
 
 #include "runtime/grammar.h"
@@ -83,6 +84,7 @@ struct grammar_run {
 
 struct grammar {
     atomic_int n_references;
+    pthread_mutex_t lock; /* of the constraints' matchers and of `run`, which grows under them */
     /* Building. */
     struct grammar_expression *expression;
     size_t n_expressions, expressions_capacity;

@@ -1,4 +1,4 @@
-/* http.h - the server: HTTP around api.h and service.h, on threads of its own.
+/* http.h - the server: HTTP around api.h and front.h, on threads of its own.
  *
  *   GET  /                     the page             POST /v1/chat/completions   (server-sent events with "stream")
  *   GET  /health               200 while it lives   POST /v1/completions
@@ -6,7 +6,7 @@
  *   GET  /metrics              Prometheus text      POST /tokenize, /detokenize
  *
  * Threads: libmicrohttpd's one moves bytes; HTTP_WORKERS parse bodies (tokenizing, compiling schemas) and submit; one
- * watches sockets. The engine's thread only appends to a stream's buffer and wakes it: it never waits for a client, and
+ * watches sockets. An engine's thread only appends to a stream's buffer and wakes it: it never waits for a client, and
  * clients never wait for each other. A client that goes away is noticed by its socket at once and its request is
  * cancelled before the next step; one that reads too slowly is cancelled when HTTP_BUFFER_BYTES wait for it.
  *
@@ -16,8 +16,8 @@
 #define RETRO_HTTP_H
 
 #include "runtime/api.h"
+#include "runtime/front.h"
 #include "runtime/metrics.h"
-#include "runtime/service.h"
 
 enum { HTTP_WORKERS = 2, HTTP_BUFFER_BYTES = 1 << 20, HTTP_HEADER_BYTES = 32 << 10 };
 
@@ -27,7 +27,7 @@ struct http_options {
     const char *host; /* a name or a numeric address */
     int port;         /* 0: chosen by the kernel */
     struct api *api;  /* these three are borrowed */
-    struct service *service;
+    struct front *front;
     struct metrics *metrics;
     char *const *key; /* (n_keys) bearer keys, copied; none: everyone may */
     int n_keys;

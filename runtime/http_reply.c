@@ -25,10 +25,11 @@ void http_error(struct api_error *e, int code, const char *name, const char *for
 static int retry_after(struct http *h)
 {
     struct service_stats s;
-    service_stats(h->o.service, &s);
+    front_stats(h->o.front, &s);
     int64_t done = 0;
     for (int f = 0; f < SERVICE_FINISH_COUNT; f++) done += s.n_finished[f];
-    double each_s = done ? (double)s.step_us * 1e-6 / (double)done : 1, wait_s = each_s * s.n_waiting;
+    double each_s = done ? (double)s.step_us * 1e-6 / (double)done : 1;
+    double wait_s = each_s * s.n_waiting / front_replicas(h->o.front); /* which work side by side */
     return wait_s < 1 ? 1 : wait_s > 60 ? 60 : (int)wait_s;
 }
 
@@ -76,14 +77,14 @@ enum MHD_Result http_reply_page(struct http *h, struct MHD_Connection *c)
     return result;
 }
 
-/* Ready: taking requests, no step hangs, and every rank that can be heard was heard lately. A step is the work of all
- * ranks, so one that ended is progress of all of them. */
+/* Ready: taking requests, no step of any replica hangs, and every rank that can be heard was heard lately. A step is
+ * the work of all ranks of a replica, so one that ended is progress of all of them. */
 enum MHD_Result http_reply_ready(struct http *h, struct MHD_Connection *c)
 {
     struct service_stats s;
     struct api_error e;
     int rank;
-    service_stats(h->o.service, &s);
+    front_stats(h->o.front, &s);
     double step_s = s.step_began_us ? (double)(clock_us() - s.step_began_us) * 1e-6 : 0;
     double silent_s = metrics_oldest_heartbeat(h->o.metrics, &rank);
     if (atomic_load(&h->draining) || s.draining)
@@ -102,9 +103,7 @@ enum MHD_Result http_reply_ready(struct http *h, struct MHD_Connection *c)
 
 enum MHD_Result http_reply_metrics(struct http *h, struct MHD_Connection *c)
 {
-    struct service_stats s;
     struct buffer body = {0};
-    service_stats(h->o.service, &s);
-    metrics_write(h->o.metrics, &s, atomic_load(&h->n_streams), &body);
+    metrics_write(h->o.metrics, h->o.front, atomic_load(&h->n_streams), &body);
     return http_reply(h, c, 200, "text/plain; version=0.0.4; charset=utf-8", &body);
 }

@@ -61,7 +61,7 @@ static void release(struct http_stream *s)
 static void cancel_parts(struct http_stream *s)
 {
     for (int p = 0; p < s->request->n_prompts; p++)
-        if (s->part[p].submitted && !s->part[p].done) service_cancel(s->http->o.service, s->part[p].id);
+        if (s->part[p].submitted && !s->part[p].done) front_cancel(s->http->o.front, s->part[p].id);
 }
 
 /* Lets libmicrohttpd go on with the connection. With s->lock held. */
@@ -107,7 +107,7 @@ void http_stream_leave(struct http_stream *s)
     release(s);
 }
 
-/* ---- the sink: engine's thread */
+/* ---- the sink: an engine's thread; the prompts of one request may run on several */
 
 static void on_token(void *user, const struct service_token *t)
 {
@@ -193,7 +193,7 @@ static bool submit_parts(struct http_stream *s, struct api_error *e)
         pthread_mutex_lock(&s->lock);
         s->n_references++;
         pthread_mutex_unlock(&s->lock);
-        enum status status = service_submit(s->http->o.service, &q, &id, &why);
+        enum status status = front_submit(s->http->o.front, &q, &id, &why);
         pthread_mutex_lock(&s->lock);
         if (status != STATUS_OK) {
             api_constraint_free(&q);
@@ -206,7 +206,7 @@ static bool submit_parts(struct http_stream *s, struct api_error *e)
         }
         s->part[p].id = id;
         s->part[p].submitted = true;
-        if (s->dead) service_cancel(s->http->o.service, id); /* the client left meanwhile */
+        if (s->dead) front_cancel(s->http->o.front, id); /* the client left meanwhile */
         pthread_mutex_unlock(&s->lock);
     }
     return true;

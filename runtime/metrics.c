@@ -182,10 +182,14 @@ static void write_requests(struct metrics *m, const struct service_stats *s, str
     for (int t = 0; t < METRICS_TIME_COUNT; t++) histogram(m, out, names[t], help[t], &m->time[t]);
 }
 
+static double blocks_used(const struct service_stats *s)
+{
+    return s->n_blocks ? 1 - (double)s->n_blocks_free / s->n_blocks : 0;
+}
+
 static void write_cache(struct metrics *m, const struct service_stats *s, struct buffer *out)
 {
-    double used = s->n_blocks ? 1 - (double)s->n_blocks_free / s->n_blocks : 0;
-    number(m, out, "kv_cache_usage_perc", "gauge", "Share of the KV blocks in use, 0 to 1.", used);
+    number(m, out, "kv_cache_usage_perc", "gauge", "Share of the KV blocks in use, 0 to 1.", blocks_used(s));
     number(m, out, "kv_blocks", "gauge", "KV blocks in all.", s->n_blocks);
     number(m, out, "kv_blocks_free", "gauge", "KV blocks that nothing holds.", s->n_blocks_free);
     number(m, out, "kv_blocks_cached", "gauge", "KV blocks that only the prefix cache holds.",
@@ -216,7 +220,7 @@ static void write_steps(struct metrics *m, const struct service_stats *s, struct
 {
     char le[32];
     int64_t total = 0, now = clock_us();
-    head(out, "step_seconds", "histogram", "Time of a step, all ranks together.");
+    head(out, "step_seconds", "histogram", "Time of a step, all ranks of a replica together.");
     for (int i = 0; i < SERVICE_STEP_BUCKETS; i++) {
         total += s->step_bucket[i];
         if (i < SERVICE_STEP_BUCKETS - 1) snprintf(le, sizeof le, "%g", 1e-4 * (double)(1 << i));
@@ -225,8 +229,39 @@ static void write_steps(struct metrics *m, const struct service_stats *s, struct
     }
     line(out, "retro:step_seconds_sum{model_name=\"%s\"} %.17g\n", m->model, (double)s->step_us * 1e-6);
     line(out, "retro:step_seconds_count{model_name=\"%s\"} %lld\n", m->model, (long long)total);
-    number(m, out, "step_age_seconds", "gauge", "How long the step in progress takes already; 0 when idle.",
+    number(m, out, "step_age_seconds", "gauge",
+           "How long the oldest step in progress takes already; 0 when idle.",
            s->step_began_us ? (double)(now - s->step_began_us) * 1e-6 : 0);
+}
+
+static void write_replicas(struct metrics *m, struct front *f, struct buffer *out)
+{
+    enum { RUNNING, WAITING, TOKENS, STEPS, USAGE, LISTS };
+    static const struct {
+        const char *name, *type, *help;
+    } lists[LISTS] = {
+        [RUNNING] = {"replica_requests_running", "gauge", "Sequences in the batch of a replica."},
+        [WAITING] = {"replica_requests_waiting", "gauge", "Sequences that wait for a place in it."},
+        [TOKENS] = {"replica_generation_tokens_total", "counter", "Tokens drawn from a replica."},
+        [STEPS] = {"replica_steps_total", "counter", "Steps of a replica."},
+        [USAGE] = {"replica_kv_cache_usage_perc", "gauge", "Share of a replica's KV blocks in use, 0 to 1."},
+    };
+    number(m, out, "replicas", "gauge", "Copies of the model.", front_replicas(f));
+    for (int i = 0; i < LISTS; i++) {
+        head(out, lists[i].name, lists[i].type, lists[i].help);
+        for (int r = 0; r < front_replicas(f); r++) {
+            struct service_stats s;
+            char name[16];
+            front_replica_stats(f, r, &s);
+            const double v[LISTS] = {[RUNNING] = s.n_running,
+                                     [WAITING] = s.n_waiting,
+                                     [TOKENS] = (double)s.generation_tokens,
+                                     [STEPS] = (double)s.n_steps,
+                                     [USAGE] = blocks_used(&s)};
+            snprintf(name, sizeof name, "%d", r);
+            labelled(m, out, lists[i].name, "replica", name, v[i]);
+        }
+    }
 }
 
 static void write_ranks(struct metrics *m, struct buffer *out)
@@ -277,12 +312,15 @@ static void write_process(struct metrics *m, int n_streams, struct buffer *out)
     }
 }
 
-void metrics_write(struct metrics *m, const struct service_stats *s, int n_streams, struct buffer *out)
+void metrics_write(struct metrics *m, struct front *f, int n_streams, struct buffer *out)
 {
-    write_requests(m, s, out);
-    write_cache(m, s, out);
-    write_attention(m, s, out);
-    write_steps(m, s, out);
+    struct service_stats s;
+    front_stats(f, &s);
+    write_requests(m, &s, out);
+    write_cache(m, &s, out);
+    write_attention(m, &s, out);
+    write_steps(m, &s, out);
+    write_replicas(m, f, out);
     write_ranks(m, out);
     write_process(m, n_streams, out);
 }

@@ -1,6 +1,7 @@
 /* metrics.h - what a dashboard wants to know, in Prometheus' text form (version 0.0.4). Reading has no side effect.
  *
- * Times of requests are observed on the engine's thread, one writer; counters of the service come from service_stats.
+ * Times of requests are observed on the engines' threads; counters come from front_stats, summed over the replicas, and
+ * a few of them for each.
  * What a rank knows of itself (heartbeat age, seconds in all-reduce) comes through metrics_ranks, for whoever watches
  * the ranks. Names are those that dashboards of other engines use, with the prefix "retro:". */
 #ifndef RETRO_METRICS_H
@@ -9,7 +10,7 @@
 #include <stdatomic.h>
 
 #include "runtime/buffer.h"
-#include "runtime/service.h"
+#include "runtime/front.h"
 
 enum metrics_time {
     METRICS_FIRST_TOKEN,
@@ -31,7 +32,7 @@ struct metrics_rank {
 
 struct metrics *metrics_open(const char *model, int n_ranks);
 void metrics_close(struct metrics *m);
-/* One writer. */
+/* Any thread. */
 void metrics_observe(struct metrics *m, enum metrics_time what, int64_t us);
 /* HTTP requests by outcome: the status code. Any thread. */
 void metrics_count_http(struct metrics *m, int code);
@@ -40,6 +41,6 @@ void metrics_ranks(struct metrics *m, bool (*read)(void *user, int rank, struct 
                    void *user);
 /* The oldest heartbeat of all ranks in seconds, -1 when not known; and which rank's. */
 double metrics_oldest_heartbeat(struct metrics *m, int *rank);
-void metrics_write(struct metrics *m, const struct service_stats *s, int n_streams, struct buffer *out);
+void metrics_write(struct metrics *m, struct front *f, int n_streams, struct buffer *out);
 
 #endif

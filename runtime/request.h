@@ -31,6 +31,7 @@ struct request {
     int64_t counters[COUNTER_COUNT];
     int64_t submitted_us, admitted_us, first_us; /* first_us: when the first token was drawn */
     bool queued;                                 /* counts as waiting */
+    int64_t n_tokens;                            /* as service_load counts them */
     struct request *next;
 };
 

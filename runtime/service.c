@@ -1,6 +1,7 @@
 #include "runtime/service.h"
 
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -31,6 +32,9 @@ struct service {
     int n_queued;
     bool draining;
     int64_t deadline_us; /* of the drain */
+
+    atomic_int n_seqs; /* service_load */
+    _Atomic int64_t n_tokens;
 
     struct service_stats now; /* the engine's thread alone */
     pthread_mutex_t stats_lock;
@@ -139,6 +143,9 @@ enum status service_submit(struct service *s, const struct service_request *from
     if (status == STATUS_OK) {
         *id = r->id = ++s->last_id;
         s->n_queued++;
+        r->n_tokens = from->n_prompt;
+        atomic_fetch_add(&s->n_seqs, r->n_choices);
+        atomic_fetch_add(&s->n_tokens, r->n_tokens);
         *s->inbox_end = r;
         s->inbox_end = &r->next;
         pthread_cond_signal(&s->wake);
@@ -146,6 +153,15 @@ enum status service_submit(struct service *s, const struct service_request *from
     pthread_mutex_unlock(&s->lock);
     if (status != STATUS_OK) request_close(r);
     return status;
+}
+
+void service_load(struct service *s, struct service_load *out)
+{
+    pthread_mutex_lock(&s->lock);
+    out->n_queued = s->n_queued;
+    pthread_mutex_unlock(&s->lock);
+    out->n_seqs = atomic_load(&s->n_seqs);
+    out->n_tokens = atomic_load(&s->n_tokens);
 }
 
 void service_cancel(struct service *s, uint64_t id)
@@ -229,6 +245,7 @@ static void finish_request(struct service *s, struct request *r)
     while (*at != r) at = &(*at)->next;
     *at = r->next;
     leave_queue(s, r);
+    atomic_fetch_sub(&s->n_tokens, r->n_tokens);
     struct exposure x;
     generation_exposure_of(s->engine, r->counters, &x);
     struct service_usage *u = &r->usage;
@@ -262,6 +279,7 @@ static void finish_choice(struct service *s, struct choice *c, struct service_en
     r->usage.n_preempted += c->seq.n_preempted;
     if (c->index == 0 && c->seq.n_cached > 0) r->usage.n_cached = c->seq.n_cached;
     sched_remove(&s->sched, &c->seq);
+    atomic_fetch_sub(&s->n_seqs, 1);
     request_end(c, end);
     s->now.n_finished[end->reason]++;
     if (--r->n_left == 0) finish_request(s, r);
@@ -342,6 +360,8 @@ static void deliver(struct service *s, const struct engine_result *result)
         int drawn = c->n_drawn;
         bool goes_on = request_draw(c, &s->tools, &result->output[i], &token, &end);
         s->now.generation_tokens += c->n_drawn - drawn;
+        c->request->n_tokens += c->n_drawn - drawn;
+        atomic_fetch_add(&s->n_tokens, c->n_drawn - drawn);
         if (goes_on) sched_append(&s->sched, &c->seq, token);
         else finish_choice(s, c, &end);
     }

@@ -1,7 +1,7 @@
 /* service.h - the engine as a service: requests from any thread, continuous batching, results to sinks.
  *
- * One thread of rank 0 (the engine's thread, the process's main thread) sits in service_run and executes
- * steps; any thread may submit, cancel, drain or read statistics, and none of these waits for a step. Results
+ * One thread of rank 0 (the engine's thread: the process's main thread, but for a remote engine) sits in service_run
+ * and executes steps; any thread may submit, cancel, drain or read statistics, and none of these waits for a step. Results
  * reach the request's sink by calls on the engine's thread: they must be short and must not wait (hand bytes
  * to another thread). What a sink is given is borrowed for the call.
  *
@@ -116,6 +116,13 @@ struct service_request {
  * DRAINING: nothing happened, `why` has the line. */
 enum status service_submit(struct service *s, const struct service_request *r, uint64_t *id,
                            struct reason *why);
+/* What the service has to do, for whoever chooses among several: sequences and tokens (prompts, and what was drawn so
+ * far) of all requests that were accepted and are not done; requests that never ran. From any thread, at once. */
+struct service_load {
+    int n_queued, n_seqs;
+    int64_t n_tokens;
+};
+void service_load(struct service *s, struct service_load *out);
 /* From any thread, sinks included: before the next step all that the request holds is free; its sink hears
  * end(CANCELLED) and done on the engine's thread. An id that is over or unknown is ignored. */
 void service_cancel(struct service *s, uint64_t id);

@@ -228,6 +228,51 @@ def test_mpirun_passes_usr1_on(tmp_path, model, requests):
     assert batch.results() == whole.results()
 
 
+@pytest.mark.parametrize("tp, dp", [(1, 2), (1, 3), (2, 2)])
+def test_replicas_give_the_same_files(tmp_path, model, requests, undisturbed, tp, dp):
+    """Those of one replica of as many ranks; every rank computed (its trace says so)."""
+    expected = undisturbed
+    if tp > 1:
+        one = Batch(tmp_path / "one", model, requests)
+        assert one.run(ranks=tp).returncode == 0
+        expected = one.results()
+    batch = Batch(tmp_path / "results", model, requests)
+    trace = tmp_path / "trace"
+    done = batch.run("--tp", str(tp), "--dp", str(dp), "--trace", str(trace), ranks=tp * dp)
+    assert done.returncode == 0, done.stderr.decode()
+    assert batch.results() == expected
+    batch.no_leftovers()
+    for rank in range(tp * dp):
+        text = (trace if rank == 0 else trace.with_name(f"trace.{rank}")).read_text()
+        assert text.count('"attend') > 10, rank
+
+
+def test_replicas_stop_and_go_on_as_any_number(tmp_path, model):
+    """An interruption reaches every replica; another number of replicas continues."""
+    requests = tmp_path / "in.jsonl"
+    write_requests(requests, 600, seed=3, tokens=60)
+    undisturbed = Batch(tmp_path / "undisturbed", model, requests)
+    assert undisturbed.run().returncode == 0
+    batch = Batch(tmp_path / "results", model, requests)
+    process = batch.start("--drain", "0", "--dp", "2", ranks=2)
+    batch.wait_for_records(4, process)
+    ranks = children(process.pid)
+    process.send_signal(signal.SIGUSR1)
+    code, text = ended(process)
+    assert code == 75, text
+    gone(ranks)
+    n = batch.n_records()
+    assert 4 <= n < 600
+    process = batch.start("--drain", "0", ranks=1)
+    batch.wait_for_records(n + 4, process)
+    process.send_signal(signal.SIGTERM)
+    assert ended(process)[0] == 75
+    assert batch.run("--dp", "3", ranks=3).returncode == 0
+    assert batch.results() == undisturbed.results()
+    again = batch.run("--dp", "2", ranks=2)
+    assert again.returncode == 0 and b"complete" in again.stderr
+
+
 def test_progress_on_a_terminal(tmp_path, model):
     """One line that renews itself and is gone at the end; none of it where there is no terminal."""
     lines = [line(f"{i}", prompt="x", max_tokens=60, ignore_eos=True) for i in range(300)]

@@ -22,7 +22,7 @@ def requests(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def undisturbed(requests, model, tmp_path_factory):
-    """undisturbed(ranks): the files of results and how long they took."""
+    """undisturbed(ranks of a replica): the files of results and how long they took."""
     made = {}
 
     def run(ranks):
@@ -64,10 +64,14 @@ def whole_lines(batch):
     return set(numbers)
 
 
-@pytest.mark.parametrize("who, ranks", [("retro", 1), ("mpirun", 2), ("rank 0", 2), ("rank 1", 2)])
-def test_killed_at_random_moments(tmp_path, model, requests, undisturbed, who, ranks):
-    expected, seconds = undisturbed(ranks)
+@pytest.mark.parametrize(
+    "who, ranks, dp",
+    [("retro", 1, 1), ("mpirun", 2, 1), ("rank 0", 2, 1), ("rank 1", 2, 1), ("rank 0", 2, 2), ("rank 1", 2, 2)],
+)
+def test_killed_at_random_moments(tmp_path, model, requests, undisturbed, who, ranks, dp):
+    expected, seconds = undisturbed(ranks // dp)
     random.seed(f"{who} {KILLS}")
+    replicas = ["--dp", str(dp)] if dp > 1 else []
     n_killed = n_batches = n_mid = 0
     kills = KILLS if who in ("retro", "mpirun") else max(KILLS // 2, 2)
     while n_killed < kills:
@@ -75,7 +79,7 @@ def test_killed_at_random_moments(tmp_path, model, requests, undisturbed, who, r
         batch = Batch(tmp_path / str(n_batches), model, requests)
         kept = set()
         while n_killed < kills:
-            process = batch.start(ranks=ranks)
+            process = batch.start(*replicas, ranks=ranks)
             random_moment(process, batch, seconds)
             killed, others = victims(process, who)
             while not killed and process.poll() is None:  # mpirun has not started its ranks yet
@@ -92,7 +96,7 @@ def test_killed_at_random_moments(tmp_path, model, requests, undisturbed, who, r
                 assert kept <= now, "a finished result was lost"
                 n_mid += len(now) > len(kept)
                 kept = now
-        done = batch.run(ranks=ranks)
+        done = batch.run(*replicas, ranks=ranks)
         assert done.returncode == 0, done.stderr.decode()
         assert batch.results() == expected
         batch.no_leftovers()

@@ -12,6 +12,7 @@
 #include <arpa/inet.h>
 #include <dirent.h>
 #include <errno.h>
+#include <pthread.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
@@ -159,6 +160,78 @@ static void latency(void **state)
         printf("%d ranks: %.1f us a frame and barrier\n", world.size, (double)(clock_us() - begun) / N);
     if (world.rank == 0) ctl_close(x);
     else expect_close(x);
+}
+
+/* A conversation with one follower: question i of i bytes, then answers of its own size. */
+struct conversation {
+    struct ctl *x;
+    int rank;
+};
+
+enum { QUESTIONS = 400, ANSWERS = 3 };
+
+static size_t answer_bytes(int rank, uint32_t question, uint32_t answer)
+{
+    return question % 97 == 0 ? (size_t)1 << 20
+                              : (size_t)(question * 31 + answer * 1009) % 5000 + (size_t)rank;
+}
+
+static void *converse(void *user)
+{
+    struct conversation *c = user;
+    for (uint32_t i = 0; i < QUESTIONS; i++) {
+        unsigned char *p = payload(i, i);
+        ctl_send_to(c->x, c->rank, i + 1, p, i);
+        free(p);
+        for (uint32_t a = 0; a < ANSWERS; a++) {
+            uint32_t kind;
+            const void *bytes;
+            size_t n;
+            ctl_receive_from(c->x, c->rank, &kind, &bytes, &n);
+            CHECK(kind == i * ANSWERS + a + 1 && n == answer_bytes(c->rank, i, a), "rank %d, answer %u to %u",
+                  c->rank, a, i);
+            for (size_t k = 0; k < n; k += 1 + n / 100)
+                CHECK(((const unsigned char *)bytes)[k] == byte_of(i + a, k),
+                      "rank %d, answer %u to %u, byte %zu", c->rank, a, i, k);
+        }
+    }
+    return NULL;
+}
+
+/* Rank 0 asks every follower from a thread of its own, all at once; frames to all go before and after. */
+static void answers(void **state)
+{
+    (void)state;
+    struct ctl *x = ctl_open(group, 30);
+    if (world.rank == 0) {
+        pthread_t thread[64];
+        struct conversation c[64];
+        CHECK(world.size <= 64, "too many ranks");
+        ctl_send(x, 7, "all", 3);
+        for (int r = 1; r < world.size; r++) {
+            c[r] = (struct conversation){x, r};
+            CHECK(pthread_create(&thread[r], NULL, converse, &c[r]) == 0, "no thread");
+        }
+        for (int r = 1; r < world.size; r++) pthread_join(thread[r], NULL);
+        ctl_send(x, 8, "all", 3);
+        ctl_close(x);
+        return;
+    }
+    uint32_t kind;
+    const void *bytes;
+    size_t n;
+    CHECK(ctl_receive(x, &kind, &bytes, &n) && kind == 7 && n == 3, "the frame to all");
+    for (uint32_t i = 0; i < QUESTIONS; i++) {
+        expect_frame(x, i + 1, i, i);
+        for (uint32_t a = 0; a < ANSWERS; a++) {
+            size_t size = answer_bytes(world.rank, i, a);
+            unsigned char *p = payload(i + a, size);
+            ctl_reply(x, i * ANSWERS + a + 1, p, size);
+            free(p);
+        }
+    }
+    CHECK(ctl_receive(x, &kind, &bytes, &n) && kind == 8 && n == 3, "the last frame to all");
+    expect_close(x);
 }
 
 static void opens_again(void **state)
@@ -403,7 +476,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(frames_of_many_sizes),  cmocka_unit_test(frames_in_order),
         cmocka_unit_test(waiting_sleeps),        cmocka_unit_test(latency),
         cmocka_unit_test(opens_again),           cmocka_unit_test(strangers_are_dropped),
-        cmocka_unit_test(one_rank_has_no_peers),
+        cmocka_unit_test(one_rank_has_no_peers), cmocka_unit_test(answers),
     };
     int failed = cmocka_run_group_tests(tests, NULL, NULL);
     comm_close(group);

@@ -199,7 +199,24 @@ static void replicas(void **state)
     int64_t most = world.rank;
     comm_max_i64(c, &most, 1);
     CHECK(most == first + half - 1, "largest rank of the group");
+    CHECK(comm_world_rank(c, comm_rank(c)) == world.rank && comm_world_rank(c, 0) == first, "names");
     comm_barrier(c);
+
+    struct comm *whole = comm_open_world(&world), *leaders = comm_open_leaders(&world, half);
+    CHECK(comm_size(whole) == world.size && comm_rank(whole) == world.rank, "place in the world");
+    most = world.rank;
+    comm_max_i64(whole, &most, 1);
+    CHECK(most == world.size - 1, "largest rank of the world");
+    CHECK(!leaders == (comm_rank(c) != 0), "only leaders meet");
+    if (leaders) {
+        int64_t sum = first, expected_sum = 0;
+        for (int r = 0; r < world.size; r += half) expected_sum += r;
+        comm_sum_i64(leaders, &sum, 1);
+        CHECK(sum == expected_sum && comm_size(leaders) == world.size / half, "sum of the leaders");
+        CHECK(comm_world_rank(leaders, comm_rank(leaders)) == world.rank, "a leader's name");
+    }
+    comm_close(leaders);
+    comm_close(whole);
     comm_close(c);
 }
 

@@ -347,6 +347,18 @@ static void replicas_are_apart(void **state)
     assert_cause(CAUSE_HUNG, 3, "linear");
 }
 
+/* But they start together: a replica that waits for the other one is not to blame. */
+static void replicas_start_together(void **state)
+{
+    (void)state;
+    w.limits.group = 2;
+    for (int r = 0; r < 4; r++) now_of[r].phase = PROGRESS_LOAD;
+    assert_false(run_for(1));
+    now_of[0].phase = now_of[1].phase = now_of[2].phase = PROGRESS_CONNECT;
+    assert_true(run_for(60));
+    assert_cause(CAUSE_START, 3, "load_weights");
+}
+
 #define TEST(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
 
 int main(void)
@@ -375,6 +387,7 @@ int main(void)
         TEST(ends_in_order),
         TEST(a_suspicion_may_pass),
         TEST(replicas_are_apart),
+        TEST(replicas_start_together),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,9 +1,10 @@
-"""Many clients at once on two ranks: mixed lengths, policies and schemas, cancellations, bad requests, slow readers and
-ones that never read. Afterwards: nothing runs, every page is free, memory has not grown, the answer to a fixed question
-was the same every time, and the server ends with 0.
+"""Many clients at once on two ranks, one replica of both or one each: mixed lengths, policies and schemas,
+cancellations, bad requests, slow readers and ones that never read. Afterwards: nothing runs, every page is free, memory
+has not grown, the answer to a fixed question was the same every time, and the server ends with 0.
 
-RETRO_LOAD_SECONDS is how long (15; the suite `load` runs minutes, with and without sanitizers), RETRO_LOAD_CLIENTS how
-many (24). The inter-token latency's percentiles are printed as the clients saw them.
+RETRO_LOAD_RANKS is the number of ranks (2; two replicas have at least two), RETRO_LOAD_SECONDS how long (15; the suite
+`load` runs minutes, with and without sanitizers), RETRO_LOAD_CLIENTS how many (24). The inter-token latency's
+percentiles are printed as the clients saw them.
 """
 import http.client
 import json
@@ -144,7 +145,7 @@ class Load:
 
 def resident(server):
     pids = [server.process.pid]
-    if RANKS > 1:
+    if server.ranks > 1:
         pids = Path(f"/proc/{pids[0]}/task/{pids[0]}/children").read_text().split()
     total = 0
     for pid in pids:
@@ -154,10 +155,11 @@ def resident(server):
     return total
 
 
-@pytest.fixture
-def server(tiny_folder):
+@pytest.fixture(params=[1, 2], ids=["one replica", "two replicas"])
+def server(tiny_folder, request):
+    replicas = ("--dp", request.param) if request.param > 1 else ()
     s = Server(tiny_folder, "--threads", 1, "--max-context", 512, "--max-seqs", 12, "--kv-tokens", 4096, "--max-queue", 1000,
-               "--idle-timeout", 10, "--drain", 60, ranks=RANKS)
+               "--idle-timeout", 10, "--drain", 60, *replicas, ranks=max(RANKS, request.param))
     yield s
     s.close()
 
@@ -180,12 +182,15 @@ def test_load(server):
     assert m["kv_blocks_free"] + m["kv_blocks_cached"] == m["kv_blocks"]
     grown = resident(server) - half
     gaps = sorted(load.gaps)
-    print(f"\n{sum(load.counts.values())} requests of {CLIENTS} clients in {SECONDS:.0f} s on {RANKS} ranks: {load.counts}")
+    print(f"\n{sum(load.counts.values())} requests of {CLIENTS} clients in {SECONDS:.0f} s on {server.ranks} ranks, "
+          f"{m['replicas']:.0f} replicas: {load.counts}")
     print(f"{m['generation_tokens_total']:.0f} tokens; inter-token latency p50 {1e3 * gaps[len(gaps) // 2]:.2f} ms, "
           f"p99 {1e3 * gaps[len(gaps) * 99 // 100]:.2f} ms; resident {half / 2**20:.1f} MiB at half time, "
           f"{grown / 2**20:+.1f} at the end")
     for what in ("whole", "fixed", "cancelled", "slow", "never_reads", "half_sent", "gone_at_once", "bad", "schema"):
         assert load.counts.get(what), f"{what} was never tried"
     assert m['request_success_total{finished_reason="cancelled"}'] > 0
+    for replica in range(int(m["replicas"])):
+        assert m[f'replica_steps_total{{replica="{replica}"}}'] > 0
     assert grown < 24 * 2**20, f"{grown / 2**20:.1f} MiB more than at half time"
     assert server.stop() == 0, server.log()

@@ -19,7 +19,9 @@ DASHBOARD = cli.ROOT / "configs/grafana-retro.json"
 NAMES = """num_requests_running num_requests_waiting kv_cache_usage_perc prefix_cache_queries prefix_cache_hits
     prompt_tokens_total generation_tokens_total request_success_total time_to_first_token_seconds
     inter_token_latency_seconds e2e_request_latency_seconds request_queue_time_seconds request_prefill_time_seconds
-    request_decode_time_seconds num_preemptions_total exposure pages_revised_total rows_total step_seconds""".split()
+    request_decode_time_seconds num_preemptions_total exposure pages_revised_total rows_total step_seconds replicas
+    replica_requests_running replica_requests_waiting replica_generation_tokens_total replica_steps_total
+    replica_kv_cache_usage_perc""".split()
 
 
 def test_names_and_form(start):
