@@ -14,8 +14,11 @@ __attribute__((target("avx512f"))) static uint64_t sum_avx512(const char *p, siz
     for (int i = 0; i < 4; i++) s[i] = _mm512_setzero_si512();
     for (size_t i = 0; i + 256 <= n; i += 256)
         for (int j = 0; j < 4; j++) s[j] = _mm512_add_epi64(s[j], _mm512_loadu_si512(p + i + j * 64));
-    return (uint64_t)_mm512_reduce_add_epi64(
-        _mm512_add_epi64(_mm512_add_epi64(s[0], s[1]), _mm512_add_epi64(s[2], s[3])));
+    /* Not _mm512_reduce_add_epi64, which adds signed numbers: these overflow. */
+    uint64_t lane[8], sum = 0;
+    _mm512_storeu_si512(lane, _mm512_add_epi64(_mm512_add_epi64(s[0], s[1]), _mm512_add_epi64(s[2], s[3])));
+    for (int i = 0; i < 8; i++) sum += lane[i];
+    return sum;
 }
 #endif
 
