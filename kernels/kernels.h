@@ -23,7 +23,8 @@
  *
  * Memory layout of the paged cache. A *block record* holds B tokens of all layers, contiguous, so that one
  * copy moves it; inside, per layer l at offset l * layer_bytes:
- *   keys and values   (Kr, 2, B, E) in dims.kv      K then V of each kv head; a page is P consecutive tokens
+ *   keys and values   (Kr, B/P, 2, P, E) in dims.kv  K then V of each page, P consecutive tokens: what is read
+ *                                                   together lies together, however small the page
  *   page summaries    (Kr, summary_head_bytes)      of each page, a function of its keys alone (enum summary_type)
  * A *slot record* holds what is one sequence's own, so that others may share its blocks, per layer:
  *   output cache      O (W, Hr, E) f32, then lse (W, Hr) f32; position r lives at ring index r % W
@@ -316,13 +317,16 @@ static inline char *kv_layer_block(const struct kv_layer *kv, const struct dims 
 {
     return kv->blocks + (size_t)block * m->block_bytes;
 }
-static inline size_t kv_keys_offset(const struct dims *m, int kv_head)
+/* From a key to its value. */
+static inline size_t kv_value_distance(const struct dims *m)
 {
-    return (size_t)kv_head * 2 * (size_t)m->B * (size_t)m->E * dtype_bytes(m->kv);
+    return (size_t)m->P * (size_t)m->E * dtype_bytes(m->kv);
 }
-static inline size_t kv_values_offset(const struct dims *m, int kv_head)
+/* The key of a token of the block, 0 <= token < B. */
+static inline size_t kv_key_offset(const struct dims *m, int kv_head, int token)
 {
-    return kv_keys_offset(m, kv_head) + (size_t)m->B * (size_t)m->E * dtype_bytes(m->kv);
+    size_t page = (size_t)kv_head * (size_t)(m->B / m->P) + (size_t)(token / m->P);
+    return page * 2 * kv_value_distance(m) + (size_t)(token % m->P) * (size_t)m->E * dtype_bytes(m->kv);
 }
 static inline size_t kv_summary_offset(const struct dims *m, int kv_head, int page_in_block)
 {

@@ -46,6 +46,9 @@ struct chunk {
     bool first;            /* of its split */
     const int32_t *page;
     const char *key[MAX_CHUNK]; /* rows of the cache; zero rows from n_tokens on */
+    const char *
+        memory[2 *
+               MAX_CHUNK]; /* the pages' keys and values as they lie, a row's length each; zero rows behind */
     int32_t *last_loaded[64];
 };
 
@@ -133,6 +136,7 @@ static bool next_chunk(struct attend *a, struct cursor *at, struct chunk *c)
         int filled = c->span->position - c->page[j] * m->P + 1;
         if (filled > m->P) filled = m->P;
         for (int t = 0; t < filled; t++) c->key[j * m->P + t] = keys + (size_t)t * row_bytes;
+        for (int t = 0; t < 2 * m->P; t++) c->memory[2 * j * m->P + t] = keys + (size_t)t * row_bytes;
         c->n_tokens = j * m->P + filled;
         if (c->span->n_rows > 1) {
             c->last_loaded[j] = kv_last_loaded(a->kv, m, c->span->slot, c->kv_head, c->page[j]);
@@ -140,10 +144,11 @@ static bool next_chunk(struct attend *a, struct cursor *at, struct chunk *c)
         }
     }
     for (int t = c->n_tokens; t < MAX_CHUNK; t++) c->key[t] = tile_zero_row;
+    for (int t = 2 * c->n_pages * m->P; t < 2 * MAX_CHUNK; t++) c->memory[t] = tile_zero_row;
     return true;
 }
 
-/* One row of the span with the chunk. `next`: rows to prefetch, or NULL. */
+/* One row of the span with the chunk. `next`: memory to prefetch, or NULL. */
 static void attend_row(const struct attend *a, const struct chunk *c, int r, const char *const *next)
 {
     const struct dims *m = a->m;
@@ -164,8 +169,9 @@ static void attend_row(const struct attend *a, const struct chunk *c, int r, con
     a->tile->weigh(score, MAX_CHUNK, c->n_heads, padded, m->attention_scale, a->part.ml + 2 * at, factor);
     for (int h = 0; h < c->n_heads; h++)
         if (factor[h] != 1) a->tile->scale(out + h * m->E, m->E, factor[h]);
-    size_t values = (size_t)m->B * (size_t)m->E * dtype_bytes(m->kv);
-    a->tile->values(out, (size_t)m->E, score, MAX_CHUNK, c->n_heads, key, values, next, 0, n, m->E, m->kv);
+    size_t values = kv_value_distance(m);
+    a->tile->values(out, (size_t)m->E, score, MAX_CHUNK, c->n_heads, key, values,
+                    next ? next + (n + 3) / 4 * 4 : NULL, 0, n, m->E, m->kv);
 }
 
 static void clear_parts(const struct attend *a, const struct chunk *c)
@@ -184,7 +190,7 @@ static void clear_parts(const struct attend *a, const struct chunk *c)
 /* The thread's first chunk, which nobody prefetched: ask for all of it at once. */
 static void fetch_chunk(const struct attend *a, const struct chunk *c)
 {
-    size_t bytes = (size_t)a->m->E * dtype_bytes(a->m->kv), values = (size_t)a->m->B * bytes;
+    size_t bytes = (size_t)a->m->E * dtype_bytes(a->m->kv), values = kv_value_distance(a->m);
     for (int v = 0; v < 2; v++)
         for (int t = 0; t < c->n_tokens; t++)
             for (size_t line = 0; line < bytes; line += 64)
@@ -205,7 +211,7 @@ static void attend_task(void *arg, int task, int thread)
         if (c->first) clear_parts(a, c);
         /* The new row reads everything and prefetches; the others then find it in the second cache. */
         for (int i = 0; i < c->span->n_rows; i++)
-            attend_row(a, c, c->span->position - i, more && i == 0 ? next->key : NULL);
+            attend_row(a, c, c->span->position - i, more && i == 0 ? next->memory : NULL);
         struct chunk *done = c;
         c = next;
         next = done;

@@ -41,18 +41,17 @@ struct block {
     float kt[TILE_DEPTH * TILE_COLS], v[TILE_COLS * TILE_MAX_E];
 } __attribute__((aligned(64)));
 
-/* Keys base .. base+n-1: pointers to them, and their values widened. Tokens of a block record lie side by
+/* Keys base .. base+n-1: pointers to them, and their values widened. Tokens of a page lie side by
  * side. */
 static void load_tile(const struct prompt *a, struct block *k, int kv_head, int base, int n)
 {
     const struct dims *m = a->m;
     size_t row_bytes = (size_t)m->E * dtype_bytes(m->kv);
     for (int t = 0; t < n;) {
-        int at = (base + t) % m->B, run = m->B - at < n - t ? m->B - at : n - t;
+        int in_page = (base + t) % m->P, run = m->P - in_page < n - t ? m->P - in_page : n - t;
         const char *block = kv_layer_block(a->kv, m, k->table[(base + t) / m->B]);
-        const char *key = block + kv_keys_offset(m, kv_head) + (size_t)at * row_bytes;
-        const char *value = block + kv_values_offset(m, kv_head) + (size_t)at * row_bytes;
-        a->tile->widen(k->v + t * m->E, value, run * m->E, m->kv);
+        const char *key = block + kv_key_offset(m, kv_head, (base + t) % m->B);
+        a->tile->widen(k->v + t * m->E, key + kv_value_distance(m), run * m->E, m->kv);
         for (int end = t + run; t < end; t++, key += row_bytes) {
             k->key[t] = key;
             k->value[t] = (const char *)(k->v + t * m->E);

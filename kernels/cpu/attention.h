@@ -73,7 +73,7 @@ struct tile {
      * is already. */
     void (*weigh)(float *s, size_t s_stride, int n_q, int n, float scale, float *ml, float *factor);
     /* o (n_q,E) += sum over rows t0 <= t < t1 of p[i][t] times the E values at row[t] + byte_offset.
-     * Prefetches the same of the rows ahead[t], where ahead is not NULL. */
+     * Prefetches E elements at ahead[t], where ahead is not NULL. */
     void (*values)(float *o, size_t o_stride, const float *p, size_t p_stride, int n_q,
                    const char *const *row, size_t byte_offset, const char *const *ahead, int t0, int t1,
                    int E, enum dtype type);
@@ -158,8 +158,7 @@ static inline struct page_place page_place_of(const struct kv_layer *kv, const i
 
 static inline char *page_keys(struct page_place at, const struct dims *m, int kv_head)
 {
-    return at.block + kv_keys_offset(m, kv_head) +
-           (size_t)at.page * (size_t)m->P * (size_t)m->E * dtype_bytes(m->kv);
+    return at.block + kv_key_offset(m, kv_head, at.page * m->P);
 }
 
 static inline const int32_t *span_blocks(const struct batch *b, const struct dims *m, int slot)

@@ -142,12 +142,12 @@ static void store_rows(const struct rope_store *a, struct rows s, int i0, int i1
             norm_rope(a->q + (row * (size_t)m->Qr + (size_t)h) * (size_t)E, from + (size_t)h * (size_t)E,
                       a->q_norm, rope, m);
         int position = s.position0 + i;
-        char *block = kv_layer_block(a->kv, m, blocks[position / m->B]);
-        size_t at = (size_t)(position % m->B) * (size_t)E * dtype_bytes(m->kv);
+        char *key = kv_layer_block(a->kv, m, blocks[position / m->B]);
+        key += kv_key_offset(m, kv_head, position % m->B);
         norm_rope(k, from + (size_t)(m->Qr + kv_head) * (size_t)E, a->k_norm, rope, m);
-        a->tile->narrow(block + kv_keys_offset(m, kv_head) + at, k, E, m->kv);
-        a->tile->narrow(block + kv_values_offset(m, kv_head) + at,
-                        from + (size_t)(m->Qr + m->Kr + kv_head) * (size_t)E, E, m->kv);
+        a->tile->narrow(key, k, E, m->kv);
+        a->tile->narrow(key + kv_value_distance(m), from + (size_t)(m->Qr + m->Kr + kv_head) * (size_t)E, E,
+                        m->kv);
     }
     for (int page = (s.position0 + i0) / m->P; page <= (s.position0 + i1 - 1) / m->P; page++) {
         struct page_place at = page_place_of(a->kv, blocks, page, m);

@@ -200,8 +200,8 @@ static void weigh(float *s, size_t s_stride, int n_q, int n, float scale, float 
 
 /* NQ outputs of NV vectors from element e on; the last vector has `tail` elements. */
 INLINE void values_block(float *o, size_t o_stride, const float *p, size_t p_stride, const char *const *row,
-                         size_t byte_offset, const char *const *ahead, int t0, int t1, int tail,
-                         enum dtype type, const int NQ, const int NV)
+                         size_t byte_offset, const char *const *ahead, size_t ahead_offset, int t0, int t1,
+                         int tail, enum dtype type, const int NQ, const int NV)
 {
     vec a[BLOCK_Q][BLOCK];
     bool whole = tail == LANES;
@@ -218,7 +218,7 @@ INLINE void values_block(float *o, size_t o_stride, const float *p, size_t p_str
         if (ahead)
 #pragma GCC unroll 4
             for (size_t line = 0; line < NV * step; line += 64)
-                _mm_prefetch(ahead[t] + byte_offset + line, PREFETCH);
+                _mm_prefetch(ahead[t] + ahead_offset + line, PREFETCH);
         vec x[BLOCK];
 #pragma GCC unroll 4
         for (int v = 0; v < NV; v++)
@@ -248,14 +248,14 @@ INLINE void values_queries(float *o, size_t o_stride, const float *p, size_t p_s
     size_t bytes = type == DTYPE_F32 ? 4 : 2;
     int e = 0;
     for (; e + BLOCK * LANES <= E; e += BLOCK * LANES)
-        values_block(o + e, o_stride, p, p_stride, row, byte_offset + (size_t)e * bytes, ahead, t0, t1, LANES,
-                     type, NQ, BLOCK);
+        values_block(o + e, o_stride, p, p_stride, row, byte_offset + (size_t)e * bytes, ahead,
+                     (size_t)e * bytes, t0, t1, LANES, type, NQ, BLOCK);
     for (; e + LANES <= E; e += LANES)
-        values_block(o + e, o_stride, p, p_stride, row, byte_offset + (size_t)e * bytes, ahead, t0, t1, LANES,
-                     type, NQ, 1);
+        values_block(o + e, o_stride, p, p_stride, row, byte_offset + (size_t)e * bytes, ahead,
+                     (size_t)e * bytes, t0, t1, LANES, type, NQ, 1);
     if (e < E)
-        values_block(o + e, o_stride, p, p_stride, row, byte_offset + (size_t)e * bytes, ahead, t0, t1, E - e,
-                     type, NQ, 1);
+        values_block(o + e, o_stride, p, p_stride, row, byte_offset + (size_t)e * bytes, ahead,
+                     (size_t)e * bytes, t0, t1, E - e, type, NQ, 1);
 }
 
 INLINE void values_type(float *o, size_t o_stride, const float *p, size_t p_stride, int n_q,

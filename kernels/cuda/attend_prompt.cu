@@ -66,9 +66,9 @@ static __device__ __forceinline__ const char *key_at(int position, int lowest, c
                                                      const struct kv_layer &kv, const struct dims &m)
 {
     if (position < lowest || position > w.to) return NULL;
-    int block = position / m.B, slot = position - block * m.B;
-    return kv.blocks + (size_t)w.blocks[block] * m.block_bytes + (size_t)w.kv_head * 2 * values_distance(m) +
-           (size_t)slot * (size_t)(m.E * type_bytes(m.kv));
+    int page = position / m.P;
+    return page_keys(page_place_of(kv, w.blocks, page, m), m, w.kv_head) +
+           (size_t)((position - page * m.P) * m.E * type_bytes(m.kv));
 }
 
 /* --- tensor cores --- */

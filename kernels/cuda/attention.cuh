@@ -80,12 +80,11 @@ page_place_of(const struct kv_layer &kv, const int32_t *blocks, int page, const 
 }
 static __device__ __forceinline__ size_t values_distance(const struct dims &m) /* from a key to its value */
 {
-    return (size_t)m.B * (size_t)(m.E * type_bytes(m.kv));
+    return (size_t)m.P * (size_t)(m.E * type_bytes(m.kv));
 }
 static __device__ __forceinline__ char *page_keys(struct page_place at, const struct dims &m, int kv_head)
 {
-    return at.block + (size_t)kv_head * 2 * values_distance(m) +
-           (size_t)(at.page * m.P) * (size_t)(m.E * type_bytes(m.kv));
+    return at.block + (size_t)(kv_head * (m.B / m.P) + at.page) * 2 * values_distance(m);
 }
 static __device__ __forceinline__ char *page_summary(struct page_place at, const struct dims &m, int kv_head)
 {

@@ -117,7 +117,7 @@ static void open_bench(struct bench *k, const struct shape *s, int context, int 
                        .max_spans = 1,
                        .max_out = 1,
                        .kv = DTYPE_BF16,
-                       .summary = SUMMARY_BF16,
+                       .summary = P == 4 ? SUMMARY_Q4 : SUMMARY_BF16,
                        .kv_owner = true};
     size_t token = (size_t)(4 * s->E * s->Kr);
     m->L = (int)(cache_bytes / (double)(token * (size_t)context));
@@ -263,19 +263,25 @@ int attention_bench(int argc, char **argv)
     int threads = argc > 0 ? atoi(argv[0]) : 0;
     enum cpu_isa isa = argc > 1 ? (enum cpu_isa)atoi(argv[1]) : CPU_ISA_AUTO;
     if (argc > 2) cache_bytes = 1e6 * atof(argv[2]);
-    for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++)
+    /* One case alone: shape, context, page size; 0 is all. */
+    int only_shape = argc > 3 ? atoi(argv[3]) : 0, only_context = argc > 4 ? atoi(argv[4]) : 0;
+    int only_page = argc > 5 ? atoi(argv[5]) : 0;
+    for (int s = 0; s < (int)(sizeof shapes / sizeof *shapes); s++)
         for (int context = 8192; context <= 32768; context *= 4) {
             for (int P = 16; P >= 4; P /= 4) {
+                if ((only_shape && only_shape != s + 1) || (only_context && only_context != context))
+                    continue;
+                if (only_page && only_page != P) continue;
                 struct bench k;
                 open_bench(&k, &shapes[s], context, P, threads, isa);
                 double stream = (double)k.pool_bytes / 1e9 / seconds(&k, STREAM);
-                if (P == 16)
+                if (P == 16 || only_page)
                     printf("%s, context %d, %d layers, %s\n", shapes[s].name, context, k.m.L,
                            device_describe(k.device));
                 printf("  streaming read %.1f GB/s\n", stream);
                 static const int rows[] = {1, 2, 8};
                 for (int r = 0; r < 3; r++) bench_decode(&k, rows[r], 1, stream);
-                for (int r = 0; r < 3; r++) bench_decode(&k, rows[r], 0.15, stream);
+                for (int r = 0; r < 3; r++) bench_decode(&k, rows[r], P == 4 ? 0.197 : 0.15, stream);
                 if (P == 16) bench_prompt(&k, 0);
                 if (P == 16) bench_prompt(&k, context - 512);
                 close_bench(&k);

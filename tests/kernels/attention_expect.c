@@ -171,9 +171,10 @@ static void expect_row_stored(const struct world *w, int row)
             NEAR(world_value(w, slot, position, g, e), v, fabs(v) * epsilon(m->kv) + 3e-8,
                  "value of slot %d position %d kv head %d element %d", slot, position, g, e);
         }
-        size_t bytes = (size_t)E * dtype_bytes(m->kv), at = (size_t)(position % m->B) * bytes;
-        allow(w, block_of(w, slot, position) + kv_keys_offset(m, g) + at, bytes);
-        allow(w, block_of(w, slot, position) + kv_values_offset(m, g) + at, bytes);
+        size_t bytes = (size_t)E * dtype_bytes(m->kv);
+        char *key = block_of(w, slot, position) + kv_key_offset(m, g, position % m->B);
+        allow(w, key, bytes);
+        allow(w, key + kv_value_distance(m), bytes);
     }
 }
 

@@ -284,12 +284,13 @@ void world_run(struct world *w, bool check)
             if (ends[i][j] != 0xff) fail_msg("canary %zu behind an output was overwritten at byte %d", i, j);
 }
 
-static double cache_element(const struct world *w, int slot, int position, size_t offset, int e)
+static double cache_element(const struct world *w, int slot, int position, int kv_head, size_t distance,
+                            int e)
 {
     const struct dims *m = &w->m;
     int block = w->block_table[slot * (m->C / m->B) + position / m->B];
-    const char *p = kv_layer_block(&w->kv, m, block) + offset;
-    size_t i = (size_t)(position % m->B * m->E + e);
+    const char *p = kv_layer_block(&w->kv, m, block) + kv_key_offset(m, kv_head, position % m->B) + distance;
+    size_t i = (size_t)e;
     if (m->kv == DTYPE_F32) return ((const float *)(const void *)p)[i];
     uint16_t h = ((const uint16_t *)(const void *)p)[i];
     return m->kv == DTYPE_BF16 ? dtype_f32_from_bf16(h) : dtype_f32_from_f16(h);
@@ -297,12 +298,12 @@ static double cache_element(const struct world *w, int slot, int position, size_
 
 double world_key(const struct world *w, int slot, int position, int kv_head, int e)
 {
-    return cache_element(w, slot, position, kv_keys_offset(&w->m, kv_head), e);
+    return cache_element(w, slot, position, kv_head, 0, e);
 }
 
 double world_value(const struct world *w, int slot, int position, int kv_head, int e)
 {
-    return cache_element(w, slot, position, kv_values_offset(&w->m, kv_head), e);
+    return cache_element(w, slot, position, kv_head, kv_value_distance(&w->m), e);
 }
 
 double world_out(const struct world *w, int row, int i)
