@@ -35,6 +35,8 @@ struct attend {
     const struct batch *b;
     const struct dims *m;
     int n_splits; /* most of any span */
+    int per_block;
+    uint64_t inverse; /* of per_block, rounded up, times 2^40: division by a multiplication */
     _Atomic int next;
 };
 
@@ -111,6 +113,13 @@ static bool next_split(struct attend *a, struct cursor *at)
     }
 }
 
+static inline __attribute__((always_inline)) void list_rows(const char **key, const char **memory,
+                                                            const char *from, int n, size_t row_bytes)
+{
+    for (int t = 0; t < n; t++) key[t] = from + (size_t)t * row_bytes;
+    for (int t = 0; t < 2 * n; t++) memory[t] = from + (size_t)t * row_bytes;
+}
+
 /* The chunk at the cursor, which moves on; false at the end of all work. */
 static bool next_chunk(struct attend *a, struct cursor *at, struct chunk *c)
 {
@@ -128,21 +137,22 @@ static bool next_chunk(struct attend *a, struct cursor *at, struct chunk *c)
     at->first = false;
 
     const int32_t *blocks = span_blocks(a->b, m, c->span->slot);
-    size_t row_bytes = (size_t)m->E * dtype_bytes(m->kv);
-    c->n_tokens = 0;
+    size_t row_bytes = (size_t)m->E * dtype_bytes(m->kv), page_bytes = 2 * kv_value_distance(m);
+    size_t head_offset = kv_key_offset(m, c->kv_head, 0);
+    int32_t *last_loaded = kv_last_loaded(a->kv, m, c->span->slot, c->kv_head, 0);
     for (int j = 0; j < c->n_pages; j++) {
-        struct page_place place = page_place_of(a->kv, blocks, c->page[j], m);
-        const char *keys = page_keys(place, m, c->kv_head);
-        int filled = c->span->position - c->page[j] * m->P + 1;
-        if (filled > m->P) filled = m->P;
-        for (int t = 0; t < filled; t++) c->key[j * m->P + t] = keys + (size_t)t * row_bytes;
-        for (int t = 0; t < 2 * m->P; t++) c->memory[2 * j * m->P + t] = keys + (size_t)t * row_bytes;
-        c->n_tokens = j * m->P + filled;
+        int block = (int)((uint64_t)c->page[j] * a->inverse >> 40), page = c->page[j] - block * a->per_block;
+        const char *keys = kv_layer_block(a->kv, m, blocks[block]) + head_offset + (size_t)page * page_bytes;
+        const char **key = c->key + j * m->P, **memory = c->memory + 2 * j * m->P;
+        if (m->P == 4) list_rows(key, memory, keys, 4, row_bytes); /* where it counts: unrolled */
+        else list_rows(key, memory, keys, m->P, row_bytes);
         if (c->span->n_rows > 1) {
-            c->last_loaded[j] = kv_last_loaded(a->kv, m, c->span->slot, c->kv_head, c->page[j]);
+            c->last_loaded[j] = last_loaded + c->page[j];
             __builtin_prefetch(c->last_loaded[j]);
         }
     }
+    int last = c->span->position - c->page[c->n_pages - 1] * m->P + 1;
+    c->n_tokens = (c->n_pages - 1) * m->P + (last < m->P ? last : m->P);
     for (int t = c->n_tokens; t < MAX_CHUNK; t++) c->key[t] = tile_zero_row;
     for (int t = 2 * c->n_pages * m->P; t < 2 * MAX_CHUNK; t++) c->memory[t] = tile_zero_row;
     return true;
@@ -226,8 +236,10 @@ void cpu_attend(struct device *d, void *part, const float *q, const struct kv_la
     if (b->n_decode == 0) return;
     int longest = 0;
     for (int i = 0; i < b->n_decode * m->Kr; i++) longest = count[i] > longest ? count[i] : longest;
-    struct attend a = {
-        tile_of(cpu_isa_of(d)), part_of(part, m), q, kv, pages, count, b, m, splits_of(longest, m), 0};
+    struct attend a = {tile_of(cpu_isa_of(d)),           part_of(part, m), q, kv, pages, count, b, m,
+                       .n_splits = splits_of(longest, m)};
+    a.per_block = m->B / m->P;
+    a.inverse = ((1ull << 40) + (uint64_t)a.per_block - 1) / (uint64_t)a.per_block;
     int items = a.n_splits * b->n_decode * m->Kr, threads = cpu_threads(d);
     cpu_parallel(d, attend_task, &a, threads < items ? threads : items);
 }

@@ -51,10 +51,16 @@ struct tile {
      * NULL. */
     void (*dots)(float *s, size_t s_stride, const float *q, size_t q_stride, int n_q, const char *const *row,
                  const char *const *ahead, int c0, int c1, int width, enum dtype type);
+    /* The largest |x| of x (n), 0 if none is larger; NaN counts as 0. */
+    float (*largest)(const float *x, int n);
+    /* code (n) = x / scale rounded to even and held to [-127, 127], abs (n) its magnitudes; returns their sum. Up to
+     * a multiple of 8 zeros may be written behind. */
+    int32_t (*code)(int8_t *code, int8_t *abs, const float *x, int n, float scale);
     /* c (n_q,TILE_COLS) and u: columns below n, a multiple of 4, become the exact sums of q_e * code_e of the
      * middle, and of abs_e * code_e of the half-width, of the summaries at row. Up to TILE_CODE_PAD - 1 bytes
-     * behind a row's codes are read and count for nothing. */
-    void (*code_dots)(int32_t *c, int32_t *u, const struct tile_codes *q, const char *const *row, int n);
+     * behind a row's codes, and rows up to a multiple of 16, are read and count for nothing. Prefetches the codes at ahead[j], where ahead is not NULL. */
+    void (*code_dots)(int32_t *c, int32_t *u, const struct tile_codes *q, const char *const *row,
+                      const char *const *ahead, int n);
     /* s (n_q,s_stride) = (c * scale_c + u * (alpha * scale_u)) * q->scale for n columns, a multiple of 8, of
      * code_dots' c and u; scales: pairs of bf16, scale_c in the low half. */
     void (*code_scores)(float *s, size_t s_stride, const int32_t *c, const int32_t *u,
@@ -87,6 +93,9 @@ struct tile {
     void (*order)(int32_t *key, const float *x, int n);
     /* How many of key (n, a multiple of 16) are at least `limit`. */
     int (*count_at_least)(const int32_t *key, int n, int32_t limit);
+    /* index (n_taken) = first + j, ascending, of the keys above `limit` and the first n_ties of those equal to it: so
+     * many there are. Keys are read up to a multiple of 16. */
+    void (*take_above)(int32_t *index, int n_taken, const int32_t *key, int first, int32_t limit, int n_ties);
 };
 
 /* For weigh(): the maximum of ml (m, sum) becomes m; returns the factor of what was summed so far. */
@@ -100,8 +109,18 @@ static inline float tile_move(float *ml, float m)
 
 extern const struct tile tile_portable, tile_avx2, tile_avx512;
 /* What needs no more than AVX2 serves both. */
+/* Asks for `bytes` at each of n rows. */
+static inline void tile_prefetch(const char *const *row, int n, size_t bytes)
+{
+    for (int j = 0; j < n; j++)
+        for (size_t at = 0; at < bytes; at += 64) __builtin_prefetch(row[j] + at, 0, 1);
+}
+void tile_take_above(int32_t *index, int n_taken, const int32_t *key, int first, int32_t limit, int n_ties);
 void tile_avx2_order(int32_t *key, const float *x, int n);
-void tile_avx2_code_dots(int32_t *c, int32_t *u, const struct tile_codes *q, const char *const *row, int n);
+float tile_avx2_largest(const float *x, int n);
+int32_t tile_avx2_code(int8_t *code, int8_t *abs, const float *x, int n, float scale);
+void tile_avx2_code_dots(int32_t *c, int32_t *u, const struct tile_codes *q, const char *const *row,
+                         const char *const *ahead, int n);
 void tile_avx2_code_scores(float *s, size_t s_stride, const int32_t *c, const int32_t *u,
                            const struct tile_codes *q, const uint32_t *scales, float alpha, int n);
 const struct tile *tile_of(enum cpu_isa isa);
@@ -158,7 +177,7 @@ static inline struct page_place page_place_of(const struct kv_layer *kv, const i
 
 static inline char *page_keys(struct page_place at, const struct dims *m, int kv_head)
 {
-    return at.block + kv_key_offset(m, kv_head, at.page * m->P);
+    return at.block + kv_key_offset(m, kv_head, 0) + (size_t)at.page * 2 * kv_value_distance(m);
 }
 
 static inline const int32_t *span_blocks(const struct batch *b, const struct dims *m, int slot)

@@ -69,7 +69,7 @@ static enum cpu_isa best_isa(void)
     bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
     bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                   __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-                  __builtin_cpu_supports("avx512bf16");
+                  __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
     return avx2 && avx512 ? CPU_ISA_AVX512 : avx2 ? CPU_ISA_AVX2 : CPU_ISA_PORTABLE;
 #else
     return CPU_ISA_PORTABLE;

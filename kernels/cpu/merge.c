@@ -73,17 +73,19 @@ static void close_pages(const struct merge *a, const struct decode_span *s, int 
     const struct dims *m = a->m;
     int window = a->kv->sliding_window, oldest = s->position - s->n_rows + 1;
     int lo = first_visible(s->position, window);
+    int32_t *last_loaded = kv_last_loaded(a->kv, m, s->slot, kv_head, 0);
     int64_t met = 0, read = 0;
     for (int j = 0; j < n; j++) {
-        int32_t *last_loaded = kv_last_loaded(a->kv, m, s->slot, kv_head, page[j]);
         int start = page[j] * m->P, end = start + m->P - 1 < s->position ? start + m->P - 1 : s->position;
         read += end - (start > lo ? start : lo) + 1;
-        /* Revised rows that have not met the page and may see a key of it: `from` to `to`. */
-        int from = *last_loaded + 1 > start ? *last_loaded + 1 : start, to = s->position - 1;
-        if (from < oldest) from = oldest;
+        /* Revised rows that have not met the page and may see a key of it: `from` to `to`. No branch on what is
+         * found: it cannot be guessed. */
+        int seen = last_loaded[page[j]], from = seen + 1 > start ? seen + 1 : start, to = s->position - 1;
+        from = from < oldest ? oldest : from;
         if (window && to > end + window - 1) to = end + window - 1;
-        met += to >= from ? to - from + 1 : 0;
-        *last_loaded = s->position;
+        int more = to - from + 1;
+        met += more & ~(more >> 31);
+        last_loaded[page[j]] = s->position;
     }
     if (!m->kv_owner) return;
     int64_t *counter = a->counters + (size_t)s->slot * COUNTER_COUNT, add[COUNTER_COUNT] = {0};

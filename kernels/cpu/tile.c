@@ -113,9 +113,33 @@ static int count_at_least(const int32_t *key, int n, int32_t limit)
     return count;
 }
 
-static void code_dots(int32_t *c, int32_t *u, const struct tile_codes *q, const char *const *row, int n)
+static float largest(const float *x, int n)
+{
+    float most = 0;
+    for (int e = 0; e < n; e++) most = fabsf(x[e]) > most ? fabsf(x[e]) : most;
+    return most;
+}
+
+static int32_t code(int8_t *to, int8_t *abs, const float *x, int n, float scale)
+{
+    int32_t sum = 0;
+    for (int e = 0; e < n; e++) {
+        float f = x[e] / scale;
+        f = f < 127 ? f : 127;
+        f = f > -127 ? f : -127;
+        int k = (int)lrintf(f);
+        to[e] = (int8_t)k;
+        abs[e] = (int8_t)(k < 0 ? -k : k);
+        sum += k;
+    }
+    return sum;
+}
+
+static void code_dots(int32_t *c, int32_t *u, const struct tile_codes *q, const char *const *row,
+                      const char *const *ahead, int n)
 {
     int half = q->E / 2;
+    (void)ahead;
     for (int j = 0; j < n; j++)
         for (int i = 0; i < q->n_q; i++) {
             int32_t sum[2] = {0, 0};
@@ -156,8 +180,33 @@ static void order(int32_t *key, const float *x, int n)
     }
 }
 
-const struct tile tile_portable = {dots,   code_dots, code_scores, load_keys, scores, weigh,
-                                   values, scale_by,  widen,       narrow,    order,  count_at_least};
+void tile_take_above(int32_t *index, int n_taken, const int32_t *key, int first, int32_t limit, int n_ties)
+{
+    for (int j = 0, taken = 0; taken < n_taken; j++) { /* no branch: which are taken cannot be guessed */
+        bool tie = key[j] == limit;
+        index[taken] = first + j;
+        taken += (key[j] > limit) | (tie & (n_ties > 0));
+        n_ties -= tie;
+    }
+}
+
+const struct tile tile_portable = {
+    .dots = dots,
+    .largest = largest,
+    .code = code,
+    .code_dots = code_dots,
+    .code_scores = code_scores,
+    .load_keys = load_keys,
+    .scores = scores,
+    .weigh = weigh,
+    .values = values,
+    .scale = scale_by,
+    .widen = widen,
+    .narrow = narrow,
+    .order = order,
+    .count_at_least = count_at_least,
+    .take_above = tile_take_above,
+};
 
 const struct tile *tile_of(enum cpu_isa isa)
 {

@@ -245,6 +245,35 @@ static inline __m128i code_reduce4(__m256i a, __m256i b, __m256i c, __m256i d)
 
 static inline void code_store2(int32_t *to, __m128i x) { _mm_storel_epi64((__m128i *)(void *)to, x); }
 
+float tile_avx2_largest(const float *x, int n)
+{
+    const vec magnitude = _mm256_castsi256_ps(_mm256_set1_epi32(INT_MAX));
+    vec most = vec_zero();
+    for (int e = 0; e < n; e += 8) {
+        vec f = n - e < 8 ? vec_load_n(x + e, n - e) : vec_load(x + e);
+        most = vec_max(_mm256_and_ps(f, magnitude), most); /* the second one where the first is NaN */
+    }
+    return vec_reduce_max(most);
+}
+
+int32_t tile_avx2_code(int8_t *code, int8_t *abs, const float *x, int n, float scale)
+{
+    const vec s = vec_set1(scale), top = vec_set1(127), bottom = vec_set1(-127);
+    __m256i sum = _mm256_setzero_si256();
+    for (int e = 0; e < n; e += 8) {
+        vec f = n - e < 8 ? vec_load_n(x + e, n - e) : vec_load(x + e);
+        __m256i k = _mm256_cvtps_epi32(vec_max(_mm256_min_ps(_mm256_div_ps(f, s), top), bottom));
+        sum = _mm256_add_epi32(sum, k);
+        __m128i half = _mm_packs_epi32(_mm256_castsi256_si128(k), _mm256_extracti128_si256(k, 1));
+        __m128i byte = _mm_packs_epi16(half, half);
+        _mm_storel_epi64((__m128i *)(void *)(code + e), byte);
+        _mm_storel_epi64((__m128i *)(void *)(abs + e), _mm_abs_epi8(byte));
+    }
+    __m128i four = _mm_add_epi32(_mm256_castsi256_si128(sum), _mm256_extracti128_si256(sum, 1));
+    four = _mm_hadd_epi32(four, four);
+    return _mm_cvtsi128_si32(_mm_hadd_epi32(four, four));
+}
+
 /* Two pages at once, their codes unpacked once for all queries. Sums of 16 bits hold: 8 products of a pair are
  * at most 8 * 2 * 15 * 127. */
 INLINE void dots_q4(int32_t *c, int32_t *u, const struct tile_codes *q, const char *const *row,
@@ -308,19 +337,19 @@ INLINE void dots_q8(int32_t *c, int32_t *u, const struct tile_codes *q, const ch
     }
 }
 
-void tile_avx2_code_dots(int32_t *c, int32_t *u, const struct tile_codes *q, const char *const *row, int n)
+void tile_avx2_code_dots(int32_t *c, int32_t *u, const struct tile_codes *q, const char *const *row,
+                         const char *const *ahead, int n)
 {
     int segments = q->length / 32;
-    if (q->type == SUMMARY_Q8)
-        for (int j = 0; j < n; j += 2) dots_q8(c + j, u + j, q, row + j, segments);
-    else if (segments == 2) /* the usual head widths */
-        for (int j = 0; j < n; j += 2) dots_q4(c + j, u + j, q, row + j, 1);
-    else if (segments == 4)
-        for (int j = 0; j < n; j += 2) dots_q4(c + j, u + j, q, row + j, 2);
-    else if (segments == 6)
-        for (int j = 0; j < n; j += 2) dots_q4(c + j, u + j, q, row + j, 3);
-    else
-        for (int j = 0; j < n; j += 2) dots_q4(c + j, u + j, q, row + j, 4);
+    size_t bytes = (size_t)(q->type == SUMMARY_Q8 ? 2 * q->E : q->E);
+    for (int j = 0; j < n; j += 2) {
+        if (ahead) tile_prefetch(ahead + j, 2, bytes); /* between products: all at once would hold them up */
+        if (q->type == SUMMARY_Q8) dots_q8(c + j, u + j, q, row + j, segments);
+        else if (segments == 2) dots_q4(c + j, u + j, q, row + j, 1); /* the usual head widths */
+        else if (segments == 4) dots_q4(c + j, u + j, q, row + j, 2);
+        else if (segments == 6) dots_q4(c + j, u + j, q, row + j, 3);
+        else dots_q4(c + j, u + j, q, row + j, 4);
+    }
 }
 
 void tile_avx2_code_scores(float *s, size_t s_stride, const int32_t *c, const int32_t *u,
@@ -353,5 +382,19 @@ void tile_avx2_order(int32_t *key, const float *x, int n)
 }
 
 const struct tile tile_avx2 = {
-    dots,   tile_avx2_code_dots, tile_avx2_code_scores, load_keys, scores, weigh, values, scale_by, widen,
-    narrow, tile_avx2_order,     count_at_least};
+    .dots = dots,
+    .largest = tile_avx2_largest,
+    .code = tile_avx2_code,
+    .code_dots = tile_avx2_code_dots,
+    .code_scores = tile_avx2_code_scores,
+    .load_keys = load_keys,
+    .scores = scores,
+    .weigh = weigh,
+    .values = values,
+    .scale = scale_by,
+    .widen = widen,
+    .narrow = narrow,
+    .order = tile_avx2_order,
+    .count_at_least = count_at_least,
+    .take_above = tile_take_above,
+};

@@ -320,7 +320,7 @@ static void check_code_dots(const struct tile *t, enum summary_type type, int E,
     for (int n = 4; n <= ROWS; n += 20) {
         memset(c, 0x55, sizeof c);
         memset(u, 0x55, sizeof u);
-        t->code_dots(c, u, &q, row_at, n);
+        t->code_dots(c, u, &q, row_at, n % 8 ? NULL : row_at, n);
         for (int i = 0; i < n_q; i++)
             for (int r = 0; r < ROWS; r++) {
                 int32_t x = 0, y = 0;
