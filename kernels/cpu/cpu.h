@@ -18,6 +18,7 @@ struct cpu_device {
     struct threads *threads;
     enum cpu_isa isa; /* never AUTO */
     enum dtype act;
+    bool pairs; /* bf16 activations and weights are multiplied in pairs (linear.h) */
     const struct linear_table *linear;
     const struct silu_table *silu;
     float *pack; /* scratch of cpu_linear, pack_floats long; grows in matrix_put, so not in a step */

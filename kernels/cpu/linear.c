@@ -5,8 +5,8 @@
  * what the tiles share stays in a core's cache. Threads take contiguous ranges of blocks of outputs, the same
  * ranges whose weights they placed in matrix_put.
  *
- * Not here: products of bf16 activations (vdpbf16ps). They would be another `tile` entry with its own packing
- * of x, chosen in pack_rows, for prompt bands only. */
+ * Pairs of bf16 inputs are packed as words: for all of this file a word is one f32 that is moved and never looked
+ * at, and k is half as long. */
 #include <stdlib.h>
 #if defined(__SSE__)
 #include <xmmintrin.h>
@@ -31,8 +31,10 @@ struct call {
     const void *x;
     const struct matrix *w;
     const float *bias;
-    enum dtype act;
+    enum dtype act; /* f32 too for pairs */
     const struct linear_table *table;
+    bool pairs;
+    int k; /* of a row of x: w->k, or half of it */
     float *pack;
     size_t pack_floats;
     const float *packed; /* tiles, tile_floats apart, each (piece inputs, linear_x_stride(rows)) */
@@ -111,7 +113,7 @@ static void pack_task(void *arg, int task, int thread)
     (void)thread;
     const struct call *c = arg;
     int tile = task % c->n_tiles, i0 = c->k0 + task / c->n_tiles * PACK_K;
-    int i1 = c->k1 - i0 < PACK_K ? c->k1 : i0 + PACK_K, k = c->w->k, n = (i1 < k ? i1 : k) - i0;
+    int i1 = c->k1 - i0 < PACK_K ? c->k1 : i0 + PACK_K, k = c->k, n = (i1 < k ? i1 : k) - i0;
     int first = tile_row(c, tile), rows = tile_row(c, tile + 1) - first;
     size_t stride = (size_t)linear_x_stride(rows);
     float *to = c->pack + (size_t)tile * c->tile_floats + (size_t)(i0 - c->k0) * stride, wide[4][PACK_K];
@@ -133,8 +135,8 @@ static void pack_task(void *arg, int task, int thread)
 static void pack_rows(struct device *d, struct call *c)
 {
     int n_k = c->k1 - c->k0, n_tasks = c->n_tiles * ((n_k + PACK_K - 1) / PACK_K);
-    if (c->n_rows == 1 && c->act == DTYPE_F32 && c->k1 <= c->w->k) {
-        c->packed = (const float *)c->x + (size_t)c->row0 * (size_t)c->w->k + (size_t)c->k0;
+    if (c->n_rows == 1 && c->act == DTYPE_F32 && c->k1 <= c->k) {
+        c->packed = (const float *)c->x + (size_t)c->row0 * (size_t)c->k + (size_t)c->k0;
         return;
     }
     c->packed = c->pack;
@@ -149,7 +151,8 @@ static void multiply(const struct call *c, int block, int tile)
 {
     int row = tile_row(c, tile), n = c->w->n, column = block * LINEAR_BLOCK;
     enum dtype dtype = c->w->dtype;
-    bool last = c->k1 >= c->w->k;
+    bool last = c->k1 >= c->k;
+    int inputs = c->pairs ? 2 : 1;
     struct linear_tile t = {
         .y = c->y + (size_t)(c->row0 + row) * (size_t)n + (size_t)column,
         .y_stride = (size_t)n,
@@ -157,12 +160,12 @@ static void multiply(const struct call *c, int block, int tile)
         .lanes = n - column < LINEAR_BLOCK ? n - column : LINEAR_BLOCK,
         .x = c->packed + (size_t)tile * c->tile_floats,
         .w = (const char *)c->w->data + (size_t)block * c->block_bytes +
-             (size_t)c->k0 * LINEAR_BLOCK * dtype_bytes(dtype),
-        .k = c->k1 - c->k0,
+             (size_t)(c->k0 * inputs) * LINEAR_BLOCK * dtype_bytes(dtype),
+        .k = (c->k1 - c->k0) * inputs,
         .first = c->k0 == 0,
         .bias = last && c->bias ? c->bias + column : NULL,
     };
-    c->table->tile[dtype](&t);
+    (c->pairs ? c->table->pairs : c->table->tile[dtype])(&t);
 }
 
 static void multiply_task(void *arg, int task, int thread)
@@ -213,7 +216,10 @@ void cpu_linear(struct device *d, float *y, const void *x, const struct matrix *
     c.n_threads = cpu_threads(d);
     c.pack_floats = dev->pack_floats;
     c.block_bytes = linear_block_bytes(w->dtype, w->k);
-    int k_stored = linear_k_stored(w->dtype, w->k);
+    c.pairs = dev->pairs && w->dtype == DTYPE_BF16 && w->k % 2 == 0;
+    c.k = c.pairs ? w->k / 2 : w->k;
+    if (c.pairs) c.act = DTYPE_F32;
+    int k_stored = c.pairs ? c.k : linear_k_stored(w->dtype, w->k);
     for (c.row0 = 0; c.row0 < n_rows; c.row0 += c.n_rows) {
         int left = n_rows - c.row0, step = left <= DECODE_ROWS ? k_stored : PIECE_K;
         c.n_rows = left < BAND_ROWS ? left : BAND_ROWS;

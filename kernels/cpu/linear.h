@@ -10,7 +10,11 @@
  *
  * Invariant: every output is ONE chain of fused multiply-adds over k in ascending order, then plus bias.
  * Cutting k into pieces and continuing from y keeps the chain, so that all row counts, thread counts and
- * blockings give the same bits. (The portable path has the same chain with separate multiply and add.) */
+ * blockings give the same bits. (The portable path has the same chain with separate multiply and add.)
+ *
+ * Products of bf16 by bf16 in pairs (vdpbf16ps) are another chain of the same kind: two products a step, rounded as
+ * the instruction does it, subnormal numbers taken for 0. A device uses them for bf16 activations and weights with
+ * even k where they are the faster ones, then for every row count. */
 #ifndef RETRO_KERNELS_CPU_LINEAR_H
 #define RETRO_KERNELS_CPU_LINEAR_H
 
@@ -24,10 +28,11 @@ enum { LINEAR_BLOCK = 32 };
 struct linear_tile {
     float *y; /* (rows, lanes), row i at y + i * y_stride */
     size_t y_stride;
-    int rows, lanes;   /* rows <= linear_table.rows; lanes 1..LINEAR_BLOCK */
-    const float *x;    /* (k, linear_x_stride(rows)) packed; columns past the rows are not used */
-    const char *w;     /* the block at the piece's first input */
-    int k;             /* inputs of this piece; even for bf16 (x and w are zero at the pad) */
+    int rows, lanes; /* rows <= linear_table.rows; lanes 1..LINEAR_BLOCK */
+    const float *x;  /* (k, linear_x_stride(rows)) packed; columns past the rows are not used */
+    const char *w;   /* the block at the piece's first input */
+    int k;           /* inputs of this piece; even for bf16 (x and w are zero at the pad) */
+    /* pairs: x is (k/2, linear_x_stride(rows)) words of two bf16 inputs */
     bool first;        /* start from zero; else from y */
     const float *bias; /* (lanes), added after the last input; or NULL */
 };
@@ -35,6 +40,7 @@ struct linear_tile {
 struct linear_table {
     int rows; /* most rows of a tile */
     void (*tile[DTYPE_COUNT])(const struct linear_tile *t);
+    void (*pairs)(const struct linear_tile *t); /* NULL: there is none */
 };
 
 extern const struct linear_table linear_portable, linear_avx2, linear_avx512;

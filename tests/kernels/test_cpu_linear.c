@@ -151,26 +151,28 @@ static void two_byte_activations_are_right(void **state)
                 check_case(d, 33, 64, 1, t, act);
                 check_case(d, 65, 1031, 7, t, act);
                 check_case(d, 7, 65, 31, t, act);
+                check_case(d, 33, 1026, 31, t, act);
+                check_case(d, 99, 4098, 385, t, act);
             }
             device_close(d);
         }
 }
 
 /* y of `rows` rows at once must be the bits of each row alone with one thread. */
-static void check_invariance(enum cpu_isa isa, int n, int k, enum dtype dtype, const int *counts,
-                             int n_counts)
+static void check_invariance(enum cpu_isa isa, int n, int k, enum dtype dtype, enum dtype act,
+                             const int *counts, int n_counts)
 {
     int most = counts[n_counts - 1];
-    struct device *one = cpu_device(isa, 1, DTYPE_F32);
+    struct device *one = cpu_device(isa, 1, act);
     if (!one) return;
     struct world s;
-    world_open(&s, one, n, k, most, dtype, DTYPE_F32);
+    world_open(&s, one, n, k, most, dtype, act);
     float *alone = malloc((size_t)most * (size_t)n * sizeof *alone);
     for (int r = 0; r < most; r++)
-        s.ops->linear(one, alone + (size_t)r * (size_t)n, (float *)s.x + (size_t)r * (size_t)k, &s.w, s.bias,
-                      1);
+        s.ops->linear(one, alone + (size_t)r * (size_t)n,
+                      (char *)s.x + (size_t)r * (size_t)k * dtype_bytes(act), &s.w, s.bias, 1);
     for (int threads = 1; threads <= 3; threads++) {
-        struct device *d = cpu_device(isa, threads, DTYPE_F32);
+        struct device *d = cpu_device(isa, threads, act);
         for (int c = 0; c < n_counts; c++) {
             size_t bytes = (size_t)counts[c] * (size_t)n * sizeof *alone;
             memset(s.y, 0xff, bytes);
@@ -191,8 +193,10 @@ static void results_do_not_depend_on_rows_or_threads(void **state)
                                  13, 14, 15, 16, 17, 31, 64, 300, 384, 385, 401};
     for (int i = 0; i < ISAS; i++)
         for (enum dtype t = 0; t < DTYPE_COUNT; t++) {
-            check_invariance(isas[i], 99, 1301, t, counts, 23);
-            check_invariance(isas[i], 320, 64, t, counts, 23);
+            check_invariance(isas[i], 99, 1301, t, DTYPE_F32, counts, 23);
+            check_invariance(isas[i], 320, 64, t, DTYPE_F32, counts, 23);
+            check_invariance(isas[i], 99, 1302, t, DTYPE_BF16, counts, 23);
+            check_invariance(isas[i], 99, 1301, t, DTYPE_BF16, counts, 23);
         }
 }
 
