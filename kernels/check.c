@@ -481,10 +481,14 @@ static double weights_rounded(struct check_device *c, const struct kv_layer *kv,
             char *record = kv_layer_block(kv, m, blocks[(size_t)slot * table + (size_t)k]);
             int held = newest + 1 - k * m->B < m->B ? newest + 1 - k * m->B : m->B;
             for (int g = 0; g < m->Kr; g++) {
-                char *v = fetch(c->a, c->oa, record + kv_values_offset(m, g), n * dtype_bytes(m->kv));
-                for (size_t at = 0; at < (size_t)held * (size_t)m->E; at++)
-                    largest = fmax(largest, fabs((double)value_at(v, at, m->kv)));
-                free(v);
+                char *kv_head =
+                    fetch(c->a, c->oa, record + kv_key_offset(m, g, 0), 2 * n * dtype_bytes(m->kv));
+                for (int t = 0; t < held; t++) {
+                    const char *v = kv_head + kv_key_offset(m, 0, t) + kv_value_distance(m);
+                    for (size_t e = 0; e < (size_t)m->E; e++)
+                        largest = fmax(largest, fabs((double)value_at(v, e, m->kv)));
+                }
+                free(kv_head);
             }
         }
     }
