@@ -44,8 +44,8 @@ void watch_heard(struct watch *w, int rank, const struct beat *b, int64_t now_us
 
 const char *watch_cause_name(enum cause_kind kind)
 {
-    static const char *const names[CAUSE_KIND_COUNT] = {"error", "signal", "died",        "stopped", "hung",
-                                                        "start", "link",   "unreachable", "peer"};
+    static const char *const names[CAUSE_KIND_COUNT] = {"error", "died", "signal",      "stopped", "hung",
+                                                        "start", "link", "unreachable", "peer"};
     ASSERT(kind >= 0 && kind < CAUSE_KIND_COUNT);
     return names[kind];
 }

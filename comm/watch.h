@@ -17,8 +17,8 @@
 /* Strongest first. */
 enum cause_kind {
     CAUSE_ERROR,       /* a rank ended itself and said why */
-    CAUSE_SIGNAL,      /* a rank was asked to end */
     CAUSE_DIED,        /* its process is gone without a word */
+    CAUSE_SIGNAL,      /* a rank was asked to end; a launcher asks the others when one has died */
     CAUSE_STOPPED,     /* its process says nothing, its host answers */
     CAUSE_HUNG,        /* no progress in a step */
     CAUSE_START,       /* no progress while starting */

@@ -151,6 +151,18 @@ static void a_signal(void **state)
     assert_int_equal(c.exit_code, 143);
 }
 
+/* A launcher ends the others when one has died, and its signals may be told first. */
+static void a_death_is_stronger_than_the_signals_after_it(void **state)
+{
+    (void)state;
+    report(0, 143, 15, "");
+    report(2, 143, 15, "");
+    w.rank[1].lost = true;
+    assert_true(run_for(1));
+    assert_int_equal(c.kind, CAUSE_DIED);
+    assert_int_equal(c.rank, 1);
+}
+
 static void out_of_memory(void **state)
 {
     (void)state;
@@ -368,6 +380,7 @@ int main(void)
         TEST(progress_is_fine),
         TEST(a_dead_rank),
         TEST(a_death_is_stronger_than_what_follows),
+        TEST(a_death_is_stronger_than_the_signals_after_it),
         TEST(a_peer_error_alone),
         TEST(an_error_keeps_its_code),
         TEST(a_signal),
