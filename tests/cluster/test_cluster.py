@@ -190,6 +190,7 @@ def test_start_that_waits_for_a_rank(hosts, tiny):
         assert wait_until(lambda: len(hosts.processes("retro", 1)) == 1, 30)
         pid = next(iter(hosts.processes("retro", 1)))
         assert wait_until(lambda: (job.log_dir / "rank-1.jsonl").exists(), 30), job.said
+        time.sleep(0.3)  # the heartbeat opens after the log
         os.kill(pid, signal.SIGSTOP)
         job.pids = {1: pid}
         job.ends(30)
