@@ -220,6 +220,7 @@ int cmd_batch(const struct options *o, const struct comm_world *w)
         if (status == STATUS_OK && w->rank == 0) status = lead(&b, &s, &v, context, &code, &why);
         if (status != STATUS_OK) session_fail(w, status, &why);
     }
+    signals_close();
     serving_close(&v);
     session_close(&s);
     batch_close(&b);

@@ -170,6 +170,7 @@ int cmd_serve(const struct options *o, const struct comm_world *w)
         if (status == STATUS_OK && w->rank == 0) status = serve(&v, context, &why);
         if (status != STATUS_OK) session_fail(w, status, &why);
     }
+    signals_close();
     serving_close(&v.serving);
     session_close(&s);
     metrics_close(v.metrics);

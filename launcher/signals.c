@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <pthread.h>
 #include <signal.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <unistd.h>
 
@@ -11,7 +12,9 @@
 
 /* A process has one set of signals; the handler may run on any thread, MPI's too. */
 static volatile sig_atomic_t n_signals;
-static int ends[2]; /* of a pipe: the handler writes, the thread reads */
+static int ends[2]; /* of a pipe: the handler writes, the thread reads; 0: nobody is to be told any more */
+static pthread_t listener;
+static bool listening;
 
 struct listener {
     void (*first)(void *user, int signal);
@@ -31,22 +34,29 @@ static void *listen_for_first(void *user)
     unsigned char byte;
     while (read(ends[0], &byte, 1) != 1) {
     }
-    if (l->first) l->first(l->user, byte);
+    if (l->first && byte) l->first(l->user, byte);
     return NULL;
 }
 
 void signals_open(void (*first)(void *user, int signal), void *user)
 {
     static struct listener l;
-    pthread_t thread;
     struct sigaction a = {.sa_handler = handle, .sa_flags = SA_RESTART};
     l = (struct listener){first, user};
-    if (pipe2(ends, O_CLOEXEC) != 0 || pthread_create(&thread, NULL, listen_for_first, &l) != 0)
+    if (pipe2(ends, O_CLOEXEC) != 0 || pthread_create(&listener, NULL, listen_for_first, &l) != 0)
         DIE(EXIT_CODE_MEMORY, NULL, "no thread to wait for signals");
-    pthread_detach(thread);
+    listening = true;
     sigemptyset(&a.sa_mask);
     sigaction(SIGTERM, &a, NULL);
     sigaction(SIGINT, &a, NULL);
     sigaction(SIGUSR1, &a, NULL);
     signal(SIGPIPE, SIG_IGN); /* a client that leaves is an error of a write */
+}
+
+void signals_close(void)
+{
+    unsigned char none = 0;
+    if (!listening) return;
+    listening = false;
+    if (write(ends[1], &none, 1) == 1) pthread_join(listener, NULL);
 }

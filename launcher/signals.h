@@ -8,5 +8,7 @@
 
 /* Once in a process. first may be NULL: the first signal then does nothing (ranks that follow rank 0). */
 void signals_open(void (*first)(void *user, int signal), void *user);
+/* When it returns, `first` has returned or is never called: what it uses may go. A second signal still ends the process. */
+void signals_close(void);
 
 #endif
