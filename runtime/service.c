@@ -195,8 +195,8 @@ void service_stats(struct service *s, struct service_stats *out)
 
 /* ------------------------------------------------------------------------------------------ engine's thread
  */
-/* A reader that holds the lock makes this moment's numbers wait for the next step's: a step never waits. */
-static void publish(struct service *s)
+/* With the lock that readers take, which it gives up. */
+static void publish_locked(struct service *s)
 {
     struct service_stats *now = &s->now;
     now->n_running = s->sched.n_running;
@@ -207,9 +207,21 @@ static void publish(struct service *s)
     now->preemptions = s->sched.n_preempted;
     now->prefix_queries = s->sched.n_looked_up;
     now->prefix_hits = s->sched.n_found;
-    if (pthread_mutex_trylock(&s->stats_lock) != 0) return;
     s->published = *now;
     pthread_mutex_unlock(&s->stats_lock);
+}
+
+/* A reader that holds the lock makes this moment's numbers wait for the next step's: a step never waits. */
+static void publish(struct service *s)
+{
+    if (pthread_mutex_trylock(&s->stats_lock) == 0) publish_locked(s);
+}
+
+/* No step follows that would make up for it. */
+static void publish_last(struct service *s)
+{
+    pthread_mutex_lock(&s->stats_lock);
+    publish_locked(s);
 }
 
 static void leave_queue(struct service *s, struct request *r)
@@ -394,10 +406,10 @@ void service_run(struct service *s)
         else ASSERT(!s->live); /* whoever is there makes progress */
         if (!s->live) {
             sched_check(&s->sched);
-            publish(s);
+            publish_last(s);
         }
     }
-    publish(s);
+    publish_last(s);
 }
 
 void service_close(struct service *s)

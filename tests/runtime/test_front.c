@@ -12,6 +12,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "runtime/base/clock.h"
 #include "runtime/front.h"
 #include "runtime/grammar.h"
 #include "runtime/jsonschema.h"
@@ -334,6 +335,55 @@ static void cancelled_and_cut_off(void **state)
     for (int i = 0; i < 10; i++) assert_true(h[i].n_done == 1 && h[i].finish == SERVICE_FINISH_SHUTDOWN);
 }
 
+static atomic_bool reading;
+
+static void *read_all_the_time(void *user)
+{
+    struct service_stats t;
+    while (atomic_load(&reading)) front_replica_stats(user, 0, &t);
+    return NULL;
+}
+
+/* Requests one after another, each done before its numbers are looked at: nothing comes after that would put them right. */
+static void *ask_and_look(void *user)
+{
+    enum { ASKED = 200, PATIENCE_US = 60000000 };
+    struct front *f = user;
+    static struct heard h;
+    for (int i = 1; i <= ASKED; i++) {
+        struct service_stats t;
+        set_prompt(&h, 1, (unsigned)i);
+        assert_int_equal(submit(f, &h, 1, NULL), STATUS_OK);
+        int64_t began = clock_us();
+        do {
+            sched_yield();
+            front_replica_stats(f, 0, &t);
+            assert_true(clock_us() - began < PATIENCE_US);
+        } while (t.n_finished[SERVICE_FINISH_LENGTH] < i || t.n_running > 0);
+        assert_int_equal(t.n_requests, i);
+        assert_int_equal(t.n_blocks_free, t.n_blocks);
+        while (!atomic_load(&h.n_done)) sched_yield();
+    }
+    front_drain(f, 0);
+    return NULL;
+}
+
+/* Readers hold the lock half of the time. */
+static void the_last_numbers_are_told(void **state)
+{
+    (void)state;
+    pthread_t reader[2], asker;
+    struct front *f = open_front(1, SCHED_CACHE_OFF, INT_MAX);
+    atomic_store(&reading, true);
+    for (int i = 0; i < 2; i++) assert_int_equal(pthread_create(&reader[i], NULL, read_all_the_time, f), 0);
+    assert_int_equal(pthread_create(&asker, NULL, ask_and_look, f), 0);
+    front_run(f);
+    pthread_join(asker, NULL);
+    atomic_store(&reading, false);
+    for (int i = 0; i < 2; i++) pthread_join(reader[i], NULL);
+    front_close(f);
+}
+
 /* One grammar, whose configurations and masks are made as they are met, by requests on every replica. */
 static void replicas_share_a_schema(void **state)
 {
@@ -372,6 +422,7 @@ int main(void)
         cmocka_unit_test(a_beginning_stays_where_it_is),
         cmocka_unit_test(the_queue_has_one_limit),
         cmocka_unit_test(cancelled_and_cut_off),
+        cmocka_unit_test(the_last_numbers_are_told),
         cmocka_unit_test(replicas_share_a_schema),
     };
     return cmocka_run_group_tests(tests, open_all, close_all);

@@ -83,9 +83,13 @@ def test_chat(browser, real, tmp_path):
     assert (tmp_path / "page.png").stat().st_size > 10000
 
 
-def test_numbers_move(browser, real):
-    browser.get(real.url + "/")
-    choose(browser, "most", "400")
+def test_numbers_move(browser, start, real_model):
+    """The answer has no end of its own before Stop, however late that is clicked."""
+    s = start("--max-context", 8192, "--threads", 2, model=real_model)
+    browser.get(s.url + "/")
+    browser.execute_script("""const plain = window.fetch;
+        window.fetch = (url, o) => plain(url, o && o.body ? { ...o, body: JSON.stringify({ ...JSON.parse(o.body), ignore_eos: true }) } : o);""")
+    choose(browser, "most", "8000")
     ask(browser, "Tell a very long story about a lighthouse keeper, with many details.")
     used = wait(lambda: re.match(r"([1-9]\d*) of (\d+) × 64", text(browser, "pages")))
     assert int(used[1]) <= int(used[2])
@@ -93,7 +97,10 @@ def test_numbers_move(browser, real):
     wait(lambda: re.match(r"[\d.]+$", text(browser, "rate-all")) and float(text(browser, "rate-all")) > 0)
     browser.find_element("id", "stop").click()
     answered(browser)
-    assert real.idle()['request_success_total{finished_reason="cancelled"}'] >= 1  # the server heard of it
+    m = s.idle()  # the server heard of it
+    ended = {k: v for k, v in m.items() if k.startswith("request_success_total") and v}
+    assert ended == {'request_success_total{finished_reason="cancelled"}': 1}, ended
+    assert m["generation_tokens_total"] < 8000
 
 
 def test_errors_are_shown_and_nothing_is_fetched_elsewhere(browser, real):
