@@ -5,9 +5,21 @@
 #
 # retro_job COMMAND [options]: runs it on all tasks of the allocation under mpirun. job_run PROGRAM...: any program, which
 # must end with 75 on USR1. Both return when it is done, else end the script:
-#   75   interrupted (a signal, a lost node, a failed link): the job was put back into the queue and will go on
+#   75   interrupted (a signal, a lost node, a failed link, a start that failed): the job was put back into the queue and
+#        will go on
 #   else what retro said: 2 options, 3 model, 4 memory, ... (docs/operations.md); trying again would not help
 # A job goes back at most RETRO_RETRIES times (5) after failures; interruptions by signal do not count.
+
+# Slurm's TERM goes to this shell (--signal=B:TERM@S), at any time. mpirun passes USR1 on to every rank at once, but it has
+# nobody to pass it to before its daemons are there: a start that is interrupted is given up.
+interrupted= child= told=
+pass_on() {
+    told=1
+    if begun; then kill -USR1 "$child" 2>/dev/null; else kill -TERM "$child" 2>/dev/null; fi
+}
+begun() { :; }
+trap 'interrupted=1; [ -z "$child" ] || pass_on' TERM USR1
+
 root=${RETRO_ROOT:-$SLURM_SUBMIT_DIR}
 retro=${RETRO_PROGRAM:-$root/build/retro}
 job=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}
@@ -21,41 +33,54 @@ fi
 export OMPI_MCA_hwloc_base_binding_policy=none
 export OMPI_MCA_mpi_yield_when_idle=1
 export OMPI_MCA_oob_tcp_keepalive_time=3 OMPI_MCA_oob_tcp_keepalive_intvl=1 OMPI_MCA_oob_tcp_keepalive_probes=3
+# What srun says when mpirun's daemons cannot be started is hidden else.
+[ "${SLURM_RESTART_COUNT:-0}" -eq 0 ] || export OMPI_MCA_plm_base_verbose=1
 
-interrupted=
 back_to_queue() {
+    trap '' TERM USR1
     # A cancelled job is to stay so, and one that somebody else has put back already needs no more.
     case $(scontrol show job -o "$SLURM_JOB_ID") in
     *JobState=RUNNING*) ;;
     *) exit 75 ;;
     esac
     echo "job.sh: $1: back to the queue" >&2
-    if scontrol requeue "$SLURM_JOB_ID"; then sleep 60; fi
+    if scontrol requeue "$SLURM_JOB_ID"; then
+        trap - TERM USR1 # which Slurm ends this shell with
+        sleep 60
+    fi
     exit 75
 }
 
+may_retry() { [ "${SLURM_RESTART_COUNT:-0}" -lt "${RETRO_RETRIES:-5}" ]; }
+
 job_run() {
-    local code=0 child
+    local code=0
+    [ -z "$interrupted" ] || back_to_queue "interrupted before the start"
     "$@" &
     child=$!
-    # Slurm's TERM goes to this shell (--signal=B:TERM@S); mpirun passes USR1 on to every rank at once.
-    trap 'interrupted=1; kill -USR1 $child 2>/dev/null' TERM USR1
-    wait $child || code=$?
-    while kill -0 $child 2>/dev/null; do
+    [ -z "$interrupted" ] || [ -n "$told" ] || pass_on # it came in between
+    wait "$child" || code=$?
+    while kill -0 "$child" 2>/dev/null; do # a trap ended the wait
+        begun || back_to_queue "interrupted in the start"
         code=0
-        wait $child || code=$? # a trap ended the first wait
+        wait "$child" || code=$?
     done
-    trap - TERM USR1
+    child=
     # mpirun may end with 0 after it lost a node: failure.json knows better.
     if [ $code -eq 0 ] && [ ! -e "$logs/failure.json" ]; then return 0; fi
     [ -z "$interrupted" ] || back_to_queue "interrupted"
     case $code in
-    0 | 5 | 9 | 75 | 137 | 141 | 143 | 205)
-        if [ "${SLURM_RESTART_COUNT:-0}" -lt "${RETRO_RETRIES:-5}" ]; then back_to_queue "exit code $code"; fi
-        ;;
+    2 | 3 | 4 | 126 | 127) ;;
+    0 | 5 | 9 | 75 | 137 | 141 | 143 | 205) if may_retry; then back_to_queue "exit code $code"; fi ;;
+    *) if ! begun && may_retry; then back_to_queue "no rank was started, exit code $code"; fi ;;
     esac
     echo "job.sh: exit code $code: see $logs" >&2
     exit $code
 }
 
-retro_job() { job_run mpirun "$retro" "$@" --log-dir "$logs"; }
+# A rank opens its log as soon as all ranks are there.
+retro_job() {
+    rm -f "$logs/rank-0.jsonl"
+    begun() { [ -e "$logs/rank-0.jsonl" ]; }
+    job_run mpirun "$retro" "$@" --log-dir "$logs"
+}

@@ -17,7 +17,7 @@ SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
 CredType=cred/munge
-AuthInfo=socket={d}/munge.socket,cred_expire=3
+AuthInfo=socket={d}/munge.socket
 StateSaveLocation={d}/state
 SlurmdSpoolDir={d}/spool/%n
 SlurmctldPidFile={d}/slurmctld.pid
@@ -35,9 +35,9 @@ SelectTypeParameters=CR_Core
 MpiDefault=pmix
 ReturnToService=2
 SlurmctldTimeout=10
-SlurmdTimeout=6
-BatchStartTimeout=5
-MessageTimeout=5
+SlurmdTimeout=10
+BatchStartTimeout=20
+MessageTimeout=15
 TCPTimeout=2
 InactiveLimit=0
 MinJobAge=3600
@@ -79,7 +79,7 @@ class Slurm:
             self.on("h0", "/usr/sbin/slurmctld", "-c")
             for i in range(1, n + 1):
                 self.on(f"h{i}", "/usr/sbin/slurmd")
-            ready = wait_until(lambda: set(self.on("h0", "sinfo", "-h", "-N", "-o", "%T").split()) == {"idle"}, 30, 0.3)
+            ready = wait_until(lambda: set(self.on("h0", "sinfo", "-h", "-N", "-o", "%T").split()) == {"idle"}, 90, 0.3)
             assert ready, (d / "slurmctld.log").read_text()
         except BaseException:
             self.close()
@@ -99,6 +99,7 @@ class Slurm:
             "SLURM_CONF": str(self.folder / "slurm.conf"),
             "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
             "OMPI_MCA_rmaps_base_oversubscribe": "1", "OMPI_MCA_btl_tcp_if_include": "eth0",
+            "OMPI_MCA_plm_base_verbose": "1",  # what srun says of daemons that it cannot start
             **(more or {}),
         })
         env.pop("TMPDIR", None)
@@ -125,7 +126,7 @@ class Slurm:
     def state(self, job):
         return self.fields(job)["JobState"]
 
-    def wait(self, job, *states, seconds=60):
+    def wait(self, job, *states, seconds=120):
         """Until the job is in one of the states; one that waits after a requeue is let go at once (Slurm would hold it
         back for two minutes)."""
         def there():
@@ -137,7 +138,7 @@ class Slurm:
             return False
         assert wait_until(there, seconds, 0.5), (self.fields(job), self.log())
 
-    def tasks_end(self, job, seconds=90):
+    def tasks_end(self, job, seconds=180):
         """Every task of an array: {index: exit code}."""
         def codes():
             text = self.on("h0", "scontrol", "show", "job", job)
@@ -154,12 +155,13 @@ class Slurm:
         return text.split()
 
     def power_on(self, host):
-        """A host whose power was cut comes back, with its slurmd."""
+        """A host whose power was cut comes back, with its slurmd: the controller has heard of it, and every other host can
+        reach it, too."""
         self.hosts.start(host)
         self.on(host, "/usr/sbin/slurmd")
-        assert wait_until(lambda: "down" not in self.on("h0", "sinfo", "-h", "-N", "-n", host, "-o", "%T"), 30, 0.5)
+        assert wait_until(lambda: set(self.on("h0", "sinfo", "-h", "-N", "-o", "%T").split()) == {"idle"}, 90, 0.5), self.log()
 
     def log(self):
-        return (self.folder / "slurmctld.log").read_text()[-3000:]
-
+        """The ends of what the controller and the nodes told."""
+        return "".join(f"--- {p.name}\n{p.read_text(errors='replace')[-3000:]}\n" for p in sorted(self.folder.glob("slurm*.log")))
 
