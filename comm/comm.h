@@ -31,6 +31,8 @@ struct comm_world {
 void comm_world_open(struct comm_world *w, bool launched);
 /* Collective over the world: the largest of the ranks' values. */
 int comm_world_max(int value);
+/* The same before anybody watches: rank 0 DIEs with the names of those that do not come within limit_s. */
+int comm_world_meet(const struct comm_world *w, int value, double limit_s);
 /* Normal end: all ranks arrive, then MPI is finalised. */
 void comm_world_close(void);
 /* Abnormal end of the whole job from any rank at any time; used by the die hook. Does not return. */

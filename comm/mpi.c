@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "comm/group.h"
+#include "runtime/base/clock.h"
 #include "runtime/base/die.h"
 
 struct mpi_state {
@@ -61,6 +62,50 @@ int comm_world_max(int value)
     if (mpi_running())
         mpi_check(MPI_Allreduce(&value, &most, 1, MPI_INT, MPI_MAX, MPI_COMM_WORLD), "MPI_Allreduce");
     return most;
+}
+
+/* Waits for the values of all others; how many did not come. */
+static int collect_values(const struct comm_world *w, int *value, MPI_Request *request, double limit_s)
+{
+    int n_missing = w->size - 1, here = 0;
+    for (int r = 1; r < w->size; r++)
+        mpi_check(MPI_Irecv(&value[r], 1, MPI_INT, r, 0, MPI_COMM_WORLD, &request[r]), "MPI_Irecv");
+    for (int64_t until = clock_us() + (int64_t)(limit_s * 1e6); n_missing > 0 && clock_us() < until;) {
+        for (int r = 1; r < w->size; r++) {
+            if (request[r] == MPI_REQUEST_NULL) continue;
+            mpi_check(MPI_Test(&request[r], &here, MPI_STATUS_IGNORE), "MPI_Test");
+            n_missing -= here != 0;
+        }
+        if (n_missing > 0) usleep(500);
+    }
+    return n_missing;
+}
+
+int comm_world_meet(const struct comm_world *w, int value, double limit_s)
+{
+    if (w->size == 1) return value;
+    if (w->rank != 0) {
+        mpi_check(MPI_Send(&value, 1, MPI_INT, 0, 0, MPI_COMM_WORLD), "MPI_Send");
+    } else {
+        int *values = malloc((size_t)w->size * sizeof *values);
+        MPI_Request *request = malloc((size_t)w->size * sizeof *request);
+        if (!values || !request) DIE(EXIT_CODE_MEMORY, NULL, "no memory for the start");
+        if (collect_values(w, values, request, limit_s) > 0) {
+            char missing[256];
+            size_t n = 0;
+            for (int r = 1; r < w->size && n + 8 < sizeof missing; r++)
+                if (request[r] != MPI_REQUEST_NULL)
+                    n += (size_t)snprintf(missing + n, sizeof missing - n, "%s%d", n ? "," : "", r);
+            DIE(EXIT_CODE_PEER, "was it stopped, or does the file system of --log-dir hang there?",
+                "rank %s started MPI and did not come further within %.0f s", missing, limit_s);
+        }
+        for (int r = 1; r < w->size; r++)
+            if (values[r] > value) value = values[r];
+        free(values);
+        free(request);
+    }
+    mpi_check(MPI_Bcast(&value, 1, MPI_INT, 0, MPI_COMM_WORLD), "MPI_Bcast");
+    return value;
 }
 
 void comm_world_close(void)

@@ -1,6 +1,7 @@
 #define _GNU_SOURCE
 #include "launcher/boot.h"
 
+#include <errno.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
@@ -30,52 +31,85 @@ static void refuse_singletons(const struct comm_world *w)
             "Slurm started %s tasks but each one sees a world of 1 rank", tasks);
 }
 
-/* ---- MPI_Init has no time limit of its own: it waits for ranks that never come */
+/* ---- MPI_Init has no time limit of its own: it waits for ranks that never come. Neither have the collectives between it
+ * and the heartbeat; there rank 0 names who is missing, and this is for a rank 0 that is missing itself. */
 
 static struct {
     pthread_mutex_t lock;
     pthread_cond_t changed;
     pthread_t thread;
     double limit_s;
-    bool done;
+    struct timespec until;
+    bool open, mpi_runs, done;
 } guard = {.lock = PTHREAD_MUTEX_INITIALIZER};
 
-static void *watch_init(void *unused)
+static void *watch_start(void *unused)
 {
     (void)unused;
-    struct timespec until;
-    clock_gettime(CLOCK_MONOTONIC, &until);
-    until.tv_sec += (time_t)guard.limit_s;
     pthread_mutex_lock(&guard.lock);
-    int late = 0;
-    while (!guard.done && !late) late = pthread_cond_timedwait(&guard.changed, &guard.lock, &until) != 0;
-    bool done = guard.done;
+    for (int late = 0; !guard.done && !late;) {
+        struct timespec until = guard.until;
+        late = pthread_cond_timedwait(&guard.changed, &guard.lock, &until) == ETIMEDOUT &&
+               until.tv_sec == guard.until.tv_sec && until.tv_nsec == guard.until.tv_nsec;
+    }
+    bool done = guard.done, mpi_runs = guard.mpi_runs;
+    double limit_s = guard.limit_s;
     pthread_mutex_unlock(&guard.lock);
     if (done) return NULL;
     const char *rank = getenv("OMPI_COMM_WORLD_RANK"), *size = getenv("OMPI_COMM_WORLD_SIZE");
     if (!rank) rank = getenv("PMIX_RANK");
     char host[64] = "?";
     gethostname(host, sizeof host - 1);
-    LOG_ERROR(
-        "rank %s of %s on %s: MPI did not start within %.0f s: a rank without this line never came; does "
-        "`mpirun hostname` name all hosts?",
-        rank ? rank : "?", size ? size : "?", host, guard.limit_s);
+    logfile_speak();
+    if (mpi_runs)
+        LOG_ERROR(
+            "rank %s of %s on %s: MPI started, but not all ranks came further within %.0f s: a rank without "
+            "this line stands still",
+            rank ? rank : "?", size ? size : "?", host, limit_s);
+    else
+        LOG_ERROR(
+            "rank %s of %s on %s: MPI did not start within %.0f s: a rank without this line never came; does "
+            "`mpirun hostname` name all hosts?",
+            rank ? rank : "?", size ? size : "?", host, limit_s);
     _exit(EXIT_CODE_PEER);
+}
+
+/* From now on. */
+static void set_limit(double limit_s)
+{
+    int64_t until_us = clock_us() + (int64_t)(limit_s * 1e6);
+    guard.limit_s = limit_s;
+    guard.until = (struct timespec){.tv_sec = until_us / 1000000, .tv_nsec = until_us % 1000000 * 1000};
 }
 
 static void guard_open(double limit_s)
 {
-    guard.limit_s = limit_s;
+    set_limit(limit_s);
     pthread_condattr_t monotonic;
     pthread_condattr_init(&monotonic);
     pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
     pthread_cond_init(&guard.changed, &monotonic);
-    if (pthread_create(&guard.thread, NULL, watch_init, NULL) != 0)
+    if (pthread_create(&guard.thread, NULL, watch_start, NULL) != 0)
         DIE(EXIT_CODE_MEMORY, "raise ulimit -u", "no thread to watch the start");
+    guard.open = true;
+}
+
+/* MPI runs, and the start goes on: rank 0 speaks first where it can. */
+static void guard_again(double limit_s)
+{
+    enum { MARGIN_S = 3 };
+    if (!guard.open) return;
+    pthread_mutex_lock(&guard.lock);
+    guard.mpi_runs = true;
+    set_limit(limit_s + MARGIN_S);
+    pthread_cond_signal(&guard.changed);
+    pthread_mutex_unlock(&guard.lock);
 }
 
 static void guard_close(void)
 {
+    if (!guard.open) return;
+    guard.open = false;
     pthread_mutex_lock(&guard.lock);
     guard.done = true;
     pthread_cond_signal(&guard.changed);
@@ -102,7 +136,7 @@ void boot_open(struct comm_world *w, double start_s)
         prctl(PR_SET_PDEATHSIG, SIGKILL);
     }
     comm_world_open(w, launched);
-    if (launched) guard_close();
+    guard_again(start_s);
     if (w->size > 1) {
         char prefix[96];
         snprintf(prefix, sizeof prefix, "%d@%s", w->rank, w->host);
@@ -124,11 +158,15 @@ enum status boot_watch(const struct comm_world *w, const struct options *o, int 
 {
     enum { MARGIN_S = 2, LINGER_MAX_S = 30 };
     enum status mine = o->log_dir ? logfile_open(o->log_dir, w, why) : STATUS_OK;
-    enum status status = (enum status)comm_world_max((int)mine);
+    enum status status = (enum status)comm_world_meet(w, (int)mine, o->start_timeout);
     if (mine != STATUS_OK && w->rank != 0) LOG_WARN("%s", why->text);
     if (status != STATUS_OK && mine == STATUS_OK)
         status_fail(why, status, "--log-dir %s: another rank could not make its file there", o->log_dir);
-    if (status != STATUS_OK || group == 0) return status;
+    if (status != STATUS_OK || group == 0) {
+        guard_close();
+        return status;
+    }
+    guard_again(o->start_timeout);
     failure_open(o, w);
     double linger = boot_mpirun_notices_s() > 0 ? boot_mpirun_notices_s() + MARGIN_S : 0;
     struct heartbeat_options h = {
@@ -141,11 +179,13 @@ enum status boot_watch(const struct comm_world *w, const struct options *o, int 
         .print = failure_print,
     };
     heartbeat_open(w, &h);
+    guard_close();
     return STATUS_OK;
 }
 
 int boot_close(int exit_code)
 {
+    guard_close();
     heartbeat_close();
     comm_world_close();
     return exit_code;
