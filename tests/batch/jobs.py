@@ -75,7 +75,7 @@ class Batch:
         """Whole lines of the journal behind its head."""
         return max(self.journal.read_bytes().count(b"\n") - 1, 0) if self.journal.exists() else 0
 
-    def wait_for_records(self, n, process, limit_s=60):
+    def wait_for_records(self, n, process, limit_s=300):
         until = time.monotonic() + limit_s
         while self.n_records() < n:
             assert process.poll() is None and time.monotonic() < until, (self.n_records(), process.poll())
@@ -94,7 +94,7 @@ def children(pid):
         return []
 
 
-def ended(process, limit_s=30):
+def ended(process, limit_s=300):
     """Waits; (exit code, standard error)."""
     _, text = process.communicate(timeout=limit_s)
     return process.returncode, text.decode(errors="replace")
@@ -107,7 +107,7 @@ def kill(pid):
         pass
 
 
-def gone(pids, limit_s=20):
+def gone(pids, limit_s=120):
     """Waits until none of these runs."""
     until = time.monotonic() + limit_s
     while any(running(p) for p in pids):

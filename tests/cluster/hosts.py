@@ -29,7 +29,7 @@ def _die_with_parent():
 
 
 def _run(*words):
-    done = subprocess.run(list(map(str, words)), capture_output=True, text=True, timeout=60)
+    done = subprocess.run(list(map(str, words)), capture_output=True, text=True, timeout=120)
     if done.returncode:
         raise RuntimeError(f"{' '.join(map(str, words))}: {done.stderr.strip()}")
     return done.stdout
@@ -104,7 +104,7 @@ class Hosts:
             preexec_fn=_die_with_parent, start_new_session=True, stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL, stderr=open(self.folder / f"log.{host}", "w"), env=self.environment(),
         )
-        wait_until(lambda: up.exists() or outer.poll() is not None, 10)
+        wait_until(lambda: up.exists() or outer.poll() is not None, 120)
         if not up.exists():
             raise RuntimeError(f"{host}: {(self.folder / f'log.{host}').read_text()}")
         child = int(Path(f"/proc/{outer.pid}/task/{outer.pid}/children").read_text().split()[0])

@@ -33,7 +33,7 @@ class Job:
         self.output, self.errors = self.folder / "out", self.folder / "err"
         env = hosts.environment({**LAUNCH_ENV, "OMPI_MCA_plm_rsh_agent": str(hosts.remote_shell())})
         self.process = subprocess.Popen(
-            [*hosts.head(), "mpirun", "--host", ",".join(on), "-n", str(self.ranks), str(cli.RETRO), *map(str, words),
+            [*cli.DIES_WITH_US, *hosts.head(), "mpirun", "--host", ",".join(on), "-n", str(self.ranks), str(cli.RETRO), *map(str, words),
              "--log-dir", str(self.log_dir)],
             stdin=stdin, stdout=open(self.output, "wb"), stderr=open(self.errors, "wb"), env=env,
         )
@@ -58,10 +58,10 @@ class Job:
         return self.errors.read_text(errors="replace")
 
     def runs(self):
-        """Waits until tokens come and every rank has told so (two beats, comm/heartbeat.c); knows their processes then."""
-        assert wait_until(lambda: self.output.stat().st_size > 40 or self.process.poll() is not None, 60), self.said
+        """Waits until tokens come and every rank has told so (a beat is 0.25 s, comm/heartbeat.c); knows their processes then."""
+        assert wait_until(lambda: self.output.stat().st_size > 40 or self.process.poll() is not None, 180), self.said
         assert self.process.poll() is None, self.said
-        time.sleep(0.5)
+        time.sleep(1.5)
         self.pids = {r: next(iter(self.hosts.processes("retro", r))) for r in range(self.ranks)}
         return self
 
@@ -77,10 +77,10 @@ class Job:
 
         assert wait_until(all_gone, within), f"ranks {set(self.pids) - set(self.ended)} live on\n{self.said}"
         ranks_s = time.monotonic() - begun
-        assert wait_until(lambda: self.process.poll() is not None, 12), f"mpirun lives on\n{self.said}"
+        assert wait_until(lambda: self.process.poll() is not None, 60), f"mpirun lives on\n{self.said}"
         self.code = self.process.returncode
         if leftovers:
-            assert wait_until(lambda: not self.hosts.processes(), 5), self.hosts.processes()
+            assert wait_until(lambda: not self.hosts.processes(), 60), self.hosts.processes()
         return ranks_s, time.monotonic() - begun
 
     def failure(self):

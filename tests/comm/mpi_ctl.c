@@ -133,7 +133,7 @@ static void waiting_sleeps(void **state)
     ctl_wait_times(x, &cpu1, &wall1);
     if (world.rank != 0) {
         double share = (double)(cpu1 - cpu0) / (double)(wall1 - wall0);
-        CHECK(wall1 - wall0 > 2500000, "waited only %lld us", (long long)(wall1 - wall0));
+        CHECK(wall1 - wall0 > 1000000, "waited only %lld us", (long long)(wall1 - wall0));
         CHECK(share < 0.05, "a waiting rank burns %.1f %% of a core", 100 * share);
         printf("rank %d: %.3f %% CPU while waiting\n", world.rank, 100 * share);
     }
@@ -248,11 +248,11 @@ static void opens_again(void **state)
 
 /* ---- strangers */
 
-/* A connected socket that must be dropped by the other side within 3 s; takes it. */
+/* A connected socket that must be dropped by the other side; takes it. */
 static void expect_dropped(int fd, const char *what)
 {
     struct pollfd p = {.fd = fd, .events = POLLIN};
-    CHECK(poll(&p, 1, 3000) == 1, "%s is still connected", what);
+    CHECK(poll(&p, 1, 20000) == 1, "%s is still connected", what);
     char byte;
     ssize_t n = recv(fd, &byte, 1, 0);
     CHECK(n == 0 || (n < 0 && errno == ECONNRESET), "%s got an answer", what);
@@ -336,7 +336,7 @@ static void be_strange(int pid)
     char name[64];
     unsigned char bytes[100] = {0};
     bool found = false;
-    for (int i = 0; i < 300 && !(found = find_unix_name(pid, name)); i++) pause_ms(10);
+    for (int i = 0; i < 3000 && !(found = find_unix_name(pid, name)); i++) pause_ms(10);
     CHECK(found, "rank 0 does not listen");
     int silent = connect_unix(name);
     int wrong = connect_unix(name);
@@ -367,7 +367,7 @@ static void strangers_are_dropped(void **state)
     int pid = getpid();
     comm_bcast(group, &pid, sizeof pid);
     if (world.size > 1 && world.rank == world.size - 1) be_strange(pid);
-    struct ctl *x = ctl_open(group, 30);
+    struct ctl *x = ctl_open(group, 120);
     for (uint32_t i = 0; i < 3; i++) {
         unsigned char *p = payload(i, 5000);
         if (world.rank == 0) ctl_send(x, 4, p, 5000);
@@ -426,14 +426,14 @@ static void break_frames(const char *how, const bool before[FDS_MAX])
         if (!before[fd] && is_socket(fd)) shutdown(fd, SHUT_WR);
 }
 
-/* Never returns in order: every rank must be ended from outside or by its own finding within 20 s. */
+/* Never returns in order: every rank must be ended from outside or by its own finding within a minute. */
 static int break_job(const char *how)
 {
     bool before[FDS_MAX];
     for (int fd = 0; fd < FDS_MAX; fd++) before[fd] = is_socket(fd);
     bool last = world.rank == world.size - 1;
-    if (strcmp(how, "missing") == 0 && last) pause_ms(20000);
-    struct ctl *x = ctl_open(group, 2);
+    if (strcmp(how, "missing") == 0 && last) pause_ms(60000);
+    struct ctl *x = ctl_open(group, strcmp(how, "missing") == 0 ? 2 : 30);
     for (int i = 0; i < 20; i++) { /* a channel that works, first */
         if (world.rank == 0) ctl_send(x, 1, "abc", 3);
         uint32_t kind;
@@ -448,7 +448,7 @@ static int break_job(const char *how)
     if (world.rank == 0) {
         bool kill = strncmp(how, "kill-", 5) == 0;
         if (!kill) break_frames(how, before);
-        for (int i = 0; i < 200; i++) {
+        for (int i = 0; i < 600; i++) {
             pause_ms(100);
             if (kill) ctl_send(x, 1, "abc", 3);
         }

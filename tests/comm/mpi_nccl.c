@@ -197,9 +197,9 @@ static int break_job(const char *how)
 {
     struct reason why;
     bool last = world.rank == world.size - 1;
-    if (strcmp(how, "late") == 0 && last) pause_s(20);
-    if (strcmp(how, "late-leader") == 0 && world.rank == 0) pause_s(20);
-    enum status status = comm_use_nccl(group, &world, 2, &why);
+    if (strcmp(how, "late") == 0 && last) pause_s(60);
+    if (strcmp(how, "late-leader") == 0 && world.rank == 0) pause_s(60);
+    enum status status = comm_use_nccl(group, &world, strncmp(how, "late", 4) == 0 ? 2 : 30, &why);
     if (status != STATUS_OK) {
         printf("rank %d: %s\n", world.rank, why.text);
         comm_close(group);
@@ -216,7 +216,7 @@ static int break_job(const char *how)
     comm_all_reduce(group, device, 1000, DTYPE_F32, stream);
     comm_wait(group, stream);
     fprintf(stderr, "rank %d was not ended\n", world.rank);
-    pause_s(20);
+    pause_s(60);
     return 99;
 }
 

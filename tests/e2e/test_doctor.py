@@ -73,7 +73,7 @@ def test_clocks_that_differ(tmp_path, late_s, verdict):
     clocks = line(report, "clocks")
     assert code == 0 and clocks["verdict"] == verdict, clocks
     # Half of a message's round trip is the error; where others take the processor it is milliseconds.
-    assert report["ranks"][1]["clock_skew_s"] == pytest.approx(late_s, abs=0.2)
+    assert report["ranks"][1]["clock_skew_s"] == pytest.approx(late_s, abs=0.5)
     assert ("run a time service" in clocks["text"]) == (verdict == "warn")
 
 

@@ -71,10 +71,10 @@ def test_a_lost_rank_and_an_interruption_say_run_again(shape, tmp_path):
     assert done.returncode == 75 and len(results(tmp_path / "lost")) == 1
     assert json.loads((tmp_path / "lost" / "failed.jsonl").read_text().splitlines()[0])["lost"] is True
     begun = tmp_path / "begun"
-    command = scaling_command(tmp_path / "out", shape, "--launcher", f"sh -c 'touch {begun}; exec sleep 60' --", "--ranks", "2")
-    sweep = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    command = scaling_command(tmp_path / "out", shape, "--launcher", f"sh -c 'touch {begun}; exec sleep 600' --", "--ranks", "2")
+    sweep = subprocess.Popen([*cli.DIES_WITH_US, *command], stderr=subprocess.PIPE, text=True)
     while not begun.exists():
         assert sweep.poll() is None
         time.sleep(0.05)
     sweep.terminate()
-    assert sweep.wait(20) == 75 and "run it again" in sweep.stderr.read()
+    assert sweep.wait(120) == 75 and "run it again" in sweep.stderr.read()

@@ -78,7 +78,7 @@ class Server:
                 found[name.replace("{}", "")] = float(value)
         return found
 
-    def idle(self, seconds=30):
+    def idle(self, seconds=120):
         """Waits until nothing runs and every block is free but for the prefix cache; the metrics then."""
         end = time.monotonic() + seconds
         while True:

@@ -23,10 +23,10 @@ def lines(done):
 
 
 def test_counts_are_the_servers(tiny):
-    before = tiny.metrics()
+    before = tiny.idle()
     one, two = lines(bench(tiny.url, "--requests", 6, "--concurrency", "1,3", "--input-tokens", "5..40",
                            "--output-tokens", 9, "--ignore-eos", "--goodput", "ttft:60000 e2el:0.001"))
-    after = tiny.metrics()
+    after = tiny.idle()
     for r, streams in ((one, 1), (two, 3)):
         assert (r["completed"], r["failed"], r["max_concurrency"], r["errors"]) == (6, 0, streams, {})
         assert r["total_output_tokens"] == 54 and 30 <= r["total_input_tokens"] <= 240
@@ -63,11 +63,11 @@ def test_key(start):
 
 def test_full_queue_is_counted(start):
     s = start("--max-seqs", 1, "--max-queue", 1)
-    r, = lines(bench(s.url, "--requests", 12, "--concurrency", 12, "--input-tokens", 100, "--output-tokens", 100,
+    r, = lines(bench(s.url, "--requests", 12, "--concurrency", 12, "--input-tokens", 100, "--output-tokens", 400,
                      "--ignore-eos"))
     assert r["failed"] > 0 and r["completed"] + r["failed"] == 12
     assert sum(r["errors"].values()) == r["failed"] and all(e.startswith("429: ") for e in r["errors"])
-    assert r["total_output_tokens"] == 100 * r["completed"]
+    assert r["total_output_tokens"] == 400 * r["completed"]
 
 
 def test_too_long_fails_all(tiny):
@@ -163,7 +163,7 @@ def test_times_of_a_known_stream(scripted):
     r, = lines(bench(scripted, "--requests", 1, "--concurrency", 1, "--input-tokens", 3, "--output-tokens", 3,
                      "--goodput", "tpot:100000"))
     for name, low in (("ttft", 100), ("itl", 125), ("tpot", 125), ("e2el", 350)):
-        assert low <= r[f"mean_{name}_ms"] + 0.5 and r[f"mean_{name}_ms"] < low + 1000, name
+        assert low <= r[f"mean_{name}_ms"] + 0.5 and r[f"mean_{name}_ms"] < low + 20000, name
     assert r["std_itl_ms"] > 20 and r["request_goodput"] == r["request_throughput"]
     body, = Scripted.bodies
     assert set(body["prompt"]) <= {5, 6, 7, 8} and len(body["prompt"]) == 3 and body["max_tokens"] == 3

@@ -105,7 +105,7 @@ class Slurm:
         env.pop("TMPDIR", None)
         return env
 
-    def on(self, host, *words, cwd=None, env=None, check=True, timeout=60):
+    def on(self, host, *words, cwd=None, env=None, check=True, timeout=300):
         """Standard output of a command on a host; CompletedProcess when not `check`."""
         done = subprocess.run([*self.hosts.enter(host, cwd), *map(str, words)], stdin=subprocess.DEVNULL,
                               capture_output=True, text=True, timeout=timeout, env=self.environment(env))

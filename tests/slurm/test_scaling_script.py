@@ -25,10 +25,10 @@ def test_a_sweep_that_is_requeued(slurm, words, folder):
     out = folder / "sweep"
     job = slurm.submit("-N", 2, "--ntasks-per-node=1", "-o", folder / "out", SCALING, out, *words, "--policies",
                        "dense,quest,retro:2", cwd=folder, env=root(folder))
-    assert wait_until(lambda: len(lines(out / "results.jsonl")) >= 2, 60, 0.1), (folder / "out").read_text()
+    assert wait_until(lambda: len(lines(out / "results.jsonl")) >= 2, 300, 0.1), (folder / "out").read_text()
     first = lines(out / "results.jsonl")[:2]
     slurm.on("h0", "scontrol", "requeue", job)
-    slurm.wait(job, "COMPLETED", seconds=60)
+    slurm.wait(job, "COMPLETED", seconds=300)
     assert slurm.fields(job)["Restarts"] == "1", (folder / "out").read_text()
     text = lines(out / "results.jsonl")
     found = [json.loads(line) for line in text]

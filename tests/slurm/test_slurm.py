@@ -96,9 +96,9 @@ def test_requeue_in_the_middle(slurm, tiny, tokens, folder):
     file, steps = tokens("long", 1500), 600
     job = slurm.submit("-N", 3, "--ntasks-per-node=1", "-o", folder / "out", RUN, "eval", *options(tiny, file, steps),
                        "--json", cwd=folder, env=root(folder))
-    assert wait_until(lambda: begun(folder), 40), (folder / "out").read_text()
+    assert wait_until(lambda: begun(folder), 120), (folder / "out").read_text()
     shutil.rmtree(folder / "logs")
     slurm.on("h0", "scontrol", "requeue", job)
-    slurm.wait(job, "COMPLETED", seconds=90)
+    slurm.wait(job, "COMPLETED", seconds=300)
     assert slurm.fields(job)["Restarts"] == "1"
     assert_exact((folder / "out").read_text(), tiny, file, steps)

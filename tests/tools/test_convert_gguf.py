@@ -332,7 +332,7 @@ def run(parent, *arguments, **environment):
         [sys.executable, SCRIPT, *arguments],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         env={**os.environ, "RETRO_MODELS": str(parent), **environment},
     )
 
@@ -358,16 +358,16 @@ def test_a_signal_leaves_nothing_behind(tmp_path):
     os.mkfifo(tmp_path / "pipe")  # reading it waits for ever
     parent = tmp_path / "models"
     maker = subprocess.Popen(
-        [sys.executable, SCRIPT, "--source", tmp_path / "pipe"],
+        ["setpriv", "--pdeathsig", "KILL", "--", sys.executable, SCRIPT, "--source", tmp_path / "pipe"],
         env={**os.environ, "RETRO_MODELS": str(parent)},
     )
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while not (parent.exists() and left_in(parent)):
         assert time.monotonic() < deadline and maker.poll() is None
         time.sleep(0.02)
     time.sleep(0.2)
     maker.send_signal(signal.SIGTERM)
-    assert maker.wait(30) == 128 + signal.SIGTERM
+    assert maker.wait(120) == 128 + signal.SIGTERM
     assert left_in(parent) == []
 
 
