@@ -236,7 +236,7 @@ def test_a_second_signal_ends_at_once(tmp_path, model):
 
 def test_mpirun_passes_usr1_on(tmp_path, model):
     requests = tmp_path / "in.jsonl"
-    write_requests(requests, 500, seed=5, tokens=60)
+    write_requests(requests, 250, seed=5, tokens=60)
     batch = Batch(tmp_path / "results", model, requests)
     process = batch.start("--drain", "0", ranks=2)
     batch.wait_for_records(4, process)
