@@ -1,7 +1,6 @@
 #define _GNU_SOURCE
 #include "launcher/boot.h"
 
-#include <errno.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
@@ -39,47 +38,60 @@ static struct {
     pthread_cond_t changed;
     pthread_t thread;
     double limit_s;
-    struct timespec until;
+    int64_t until_us;
     bool open, mpi_runs, done;
 } guard = {.lock = PTHREAD_MUTEX_INITIALIZER};
 
+static _Noreturn void give_up(bool mpi_runs, double limit_s)
+{
+    const char *rank = getenv("OMPI_COMM_WORLD_RANK"), *size = getenv("OMPI_COMM_WORLD_SIZE");
+    if (!rank) rank = getenv("PMIX_RANK");
+    char host[64] = "?", here[160];
+    gethostname(host, sizeof host - 1);
+    snprintf(here, sizeof here, "rank %s of %s on %s", rank ? rank : "?", size ? size : "?", host);
+    logfile_speak();
+    if (mpi_runs)
+        LOG_ERROR("%s: MPI started, but not all ranks came further within %.0f s: a rank without this line "
+                  "stands still",
+                  here, limit_s);
+    else
+        LOG_ERROR("%s: MPI did not start within %.0f s: a rank without this line never came; does "
+                  "`mpirun hostname` name all hosts?",
+                  here, limit_s);
+    _exit(EXIT_CODE_PEER);
+}
+
+static struct timespec timespec_of(int64_t us)
+{
+    return (struct timespec){.tv_sec = us / 1000000, .tv_nsec = us % 1000000 * 1000};
+}
+
 static void *watch_start(void *unused)
 {
+    enum { TICK_US = 250000 };
     (void)unused;
     pthread_mutex_lock(&guard.lock);
-    for (int late = 0; !guard.done && !late;) {
-        struct timespec until = guard.until;
-        late = pthread_cond_timedwait(&guard.changed, &guard.lock, &until) == ETIMEDOUT &&
-               until.tv_sec == guard.until.tv_sec && until.tv_nsec == guard.until.tv_nsec;
+    while (!guard.done && clock_us() < guard.until_us) {
+        int64_t began = clock_us();
+        struct timespec tick = timespec_of(began + TICK_US);
+        pthread_cond_timedwait(&guard.changed, &guard.lock, &tick);
+        /* This process itself was stopped, or its machine: what it thinks of the others is old. (A launcher that ends
+         * its ranks lets those that were stopped go on first.) */
+        int64_t stopped_us = clock_us() - began - TICK_US;
+        if (stopped_us > TICK_US) guard.until_us += stopped_us;
     }
     bool done = guard.done, mpi_runs = guard.mpi_runs;
     double limit_s = guard.limit_s;
     pthread_mutex_unlock(&guard.lock);
-    if (done) return NULL;
-    const char *rank = getenv("OMPI_COMM_WORLD_RANK"), *size = getenv("OMPI_COMM_WORLD_SIZE");
-    if (!rank) rank = getenv("PMIX_RANK");
-    char host[64] = "?";
-    gethostname(host, sizeof host - 1);
-    logfile_speak();
-    if (mpi_runs)
-        LOG_ERROR(
-            "rank %s of %s on %s: MPI started, but not all ranks came further within %.0f s: a rank without "
-            "this line stands still",
-            rank ? rank : "?", size ? size : "?", host, limit_s);
-    else
-        LOG_ERROR(
-            "rank %s of %s on %s: MPI did not start within %.0f s: a rank without this line never came; does "
-            "`mpirun hostname` name all hosts?",
-            rank ? rank : "?", size ? size : "?", host, limit_s);
-    _exit(EXIT_CODE_PEER);
+    if (!done) give_up(mpi_runs, limit_s);
+    return NULL;
 }
 
 /* From now on. */
 static void set_limit(double limit_s)
 {
-    int64_t until_us = clock_us() + (int64_t)(limit_s * 1e6);
     guard.limit_s = limit_s;
-    guard.until = (struct timespec){.tv_sec = until_us / 1000000, .tv_nsec = until_us % 1000000 * 1000};
+    guard.until_us = clock_us() + (int64_t)(limit_s * 1e6);
 }
 
 static void guard_open(double limit_s)
