@@ -44,6 +44,7 @@ static struct {
 
 static _Noreturn void give_up(bool mpi_runs, double limit_s)
 {
+    enum { OTHERS_US = 1500000 };
     const char *rank = getenv("OMPI_COMM_WORLD_RANK"), *size = getenv("OMPI_COMM_WORLD_SIZE");
     if (!rank) rank = getenv("PMIX_RANK");
     char host[64] = "?", here[160];
@@ -58,6 +59,7 @@ static _Noreturn void give_up(bool mpi_runs, double limit_s)
         LOG_ERROR("%s: MPI did not start within %.0f s: a rank without this line never came; does "
                   "`mpirun hostname` name all hosts?",
                   here, limit_s);
+    usleep(OTHERS_US); /* the first end makes the launcher end the others: they have their line before */
     _exit(EXIT_CODE_PEER);
 }
 

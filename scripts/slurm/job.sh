@@ -37,7 +37,8 @@ export OMPI_MCA_oob_tcp_keepalive_time=3 OMPI_MCA_oob_tcp_keepalive_intvl=1 OMPI
 [ "${SLURM_RESTART_COUNT:-0}" -eq 0 ] || export OMPI_MCA_plm_base_verbose=1
 
 back_to_queue() {
-    trap '' TERM USR1
+    local ended=
+    trap 'ended=1' TERM USR1 # a TERM is obeyed when the job is put back, in order: a script may have something to clean up
     # A cancelled job is to stay so, and one that somebody else has put back already needs no more.
     case $(scontrol show job -o "$SLURM_JOB_ID") in
     *JobState=RUNNING*) ;;
@@ -45,8 +46,8 @@ back_to_queue() {
     esac
     echo "job.sh: $1: back to the queue" >&2
     if scontrol requeue "$SLURM_JOB_ID"; then
-        trap - TERM USR1 # which Slurm ends this shell with
-        sleep 60
+        trap 'exit 75' TERM USR1 # which Slurm ends this shell with
+        [ -n "$ended" ] || { sleep 60 & wait $!; }
     fi
     exit 75
 }

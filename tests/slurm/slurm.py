@@ -64,6 +64,7 @@ def why_impossible():
 class Slurm:
     def __init__(self, n, visible):
         self.hosts = Hosts(n + 1, visible=visible)
+        self.let_go = {}  # job: which of its restarts
         d = self.folder = self.hosts.folder / "slurm"
         for name in ("state", "spool"):
             (d / name).mkdir(parents=True)
@@ -127,14 +128,15 @@ class Slurm:
         return self.fields(job)["JobState"]
 
     def wait(self, job, *states, seconds=120):
-        """Until the job is in one of the states; one that waits after a requeue is let go at once (Slurm would hold it
-        back for two minutes)."""
+        """Until the job is in one of the states. One that waits after a requeue is let go after three seconds; Slurm would
+        hold it back for two minutes, and a node refuses what it was told to end in the same second."""
         def there():
             f = self.fields(job)
             if f["JobState"] in states:
                 return True
-            if f["JobState"] == "PENDING" and f.get("Reason") == "BeginTime":
-                self.on("h0", "scontrol", "update", f"JobId={job}", "StartTime=now", check=False)
+            if f["JobState"] == "PENDING" and f.get("Reason") == "BeginTime" and self.let_go.get(job) != f["Restarts"]:
+                self.let_go[job] = f["Restarts"]
+                self.on("h0", "scontrol", "update", f"JobId={job}", "StartTime=now+3")
             return False
         assert wait_until(there, seconds, 0.5), (self.fields(job), self.log())
 
