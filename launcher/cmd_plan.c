@@ -56,12 +56,12 @@ static enum status open_plan(struct plan *p, struct reason *why)
                              o->tp, most);
     if (status != STATUS_OK) return status;
     if (p->policy.dense_layers > p->files.arch.n_layers) p->policy.dense_layers = p->files.arch.n_layers;
-    bool gpu = p->machine.flops_s > 0; /* the others compute in f32 and read the weights as stored */
+    bool gpu = p->machine.flops_s > 0; /* the others read the weights as stored */
     p->setup.files = &p->files;
     p->setup.machine = &p->machine;
     p->setup.n_ranks = n_ranks;
     p->setup.options = (struct model_options){.device = p->setup.options.device,
-                                              .act = gpu ? p->files.arch.dtype : DTYPE_F32,
+                                              .act = gpu ? p->files.arch.dtype : session_act(o, p->files.arch.dtype),
                                               .page_tokens = o->page_size,
                                               .block_tokens = o->block_size,
                                               .window = o->window,

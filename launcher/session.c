@@ -115,12 +115,22 @@ int session_threads(const struct options *o, const struct comm_world *w)
     return share > 0 ? share : 1;
 }
 
-static enum dtype activation_type(const struct session *s)
+enum dtype session_act(const struct options *o, enum dtype weights)
 {
     enum { AUTO };
-    int choice = s->options->act_dtype;
-    if (choice != AUTO) return (enum dtype)(choice - 1); /* the option lists the types in the enum's order */
-    return s->options->device == DEVICE_CPU ? DTYPE_F32 : s->files.arch.dtype;
+    if (o->act_dtype != AUTO) return (enum dtype)(o->act_dtype - 1); /* the option lists the types in the enum's order */
+    if (o->device == DEVICE_CUDA) return weights;
+    bool bf16 = (enum dtype)o->kv_dtype == DTYPE_BF16 && weights == DTYPE_BF16;
+    return bf16 && cpu_fast_pairs((enum cpu_isa)o->cpu_isa) ? DTYPE_BF16 : DTYPE_F32;
+}
+
+/* Collective. Hosts with unlike processors take f32. */
+static enum dtype common_act(const struct session *s)
+{
+    int64_t act = session_act(s->options, s->files.arch.dtype), least = act, most = act;
+    comm_min_i64(s->whole, &least, 1);
+    comm_max_i64(s->whole, &most, 1);
+    return least == most ? (enum dtype)act : DTYPE_F32;
 }
 
 /* The device of --device, with what the options wrap around it. */
@@ -184,7 +194,7 @@ enum status session_load(struct session *s, int context, int n_slots, struct rea
 {
     const struct options *o = s->options;
     struct model_options m = {
-        .act = activation_type(s),
+        .act = common_act(s),
         .n_slots = n_slots,
         .context = context,
         .prefill_chunk = o->prefill_chunk < context ? o->prefill_chunk : context,

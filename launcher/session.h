@@ -59,6 +59,10 @@ int session_group_size(const struct options *o, const struct comm_world *w);
  * ranks of a host apart. */
 int session_threads(const struct options *o, const struct comm_world *w);
 
+/* What GEMMs read on this host, by --act-dtype: auto is the weights' type on CUDA, on the CPU bf16 where keys, values and
+ * weights are and the processor gains by it (f32 keys and values ask for exactness), else f32. */
+enum dtype session_act(const struct options *o, enum dtype weights);
+
 /* Prints one error line on rank 0 and gives the status's exit code. */
 int session_fail(const struct comm_world *w, enum status status, const struct reason *why);
 

@@ -76,14 +76,16 @@ static enum cpu_isa best_isa(void)
 #endif
 }
 
-/* Whether vdpbf16ps beats widening to f32: twice as fast on AMD's processors that have it (Zen 4, Zen 5), half as fast
- * on Intel's that were measured (Emerald Rapids). By the maker and not by a measurement at start: the two round
- * differently, and a run must give the same bits again. */
-static bool fast_pairs(void)
+/* Twice as fast as widening to f32 on AMD's processors that have vdpbf16ps (Zen 4, Zen 5), half as fast on Intel's that
+ * were measured (Emerald Rapids). By the maker and not by a measurement at start: the two round differently, and a run
+ * must give the same bits again. */
+bool cpu_fast_pairs(enum cpu_isa isa)
 {
 #if defined(__x86_64__)
-    return __builtin_cpu_is("amd");
+    if (isa == CPU_ISA_AUTO) isa = best_isa();
+    return linear_table_of(isa)->pairs && __builtin_cpu_is("amd");
 #else
+    (void)isa;
     return false;
 #endif
 }
@@ -145,7 +147,7 @@ enum status cpu_device_open(struct device **out, const struct device_options *o,
     c->act = o->act;
     c->linear = linear_table_of(c->isa);
     c->silu = silu_table_of(c->isa);
-    c->pairs = c->act == DTYPE_BF16 && c->linear->pairs && fast_pairs();
+    c->pairs = c->act == DTYPE_BF16 && cpu_fast_pairs(c->isa);
     c->base = (struct device){.ops = &cpu_ops, .close = close_device};
     snprintf(c->base.description, sizeof c->base.description, "%s%s, %d thread%s", isa_names[c->isa],
              c->pairs ? " with bf16 products" : "", n, n == 1 ? "" : "s");

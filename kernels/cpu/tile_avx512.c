@@ -249,79 +249,119 @@ static void take_above(int32_t *index, int n_taken, const int32_t *key, int firs
 INLINE __m512i low_nibbles(__m512i x) { return _mm512_and_si512(x, _mm512_set1_epi8(15)); }
 INLINE __m512i high_nibbles(__m512i x) { return low_nibbles(_mm512_srli_epi16(x, 4)); }
 
-enum { CODE_Q = 4 }; /* queries at once: two chains each for the middle or the half-width, beside 16 rows */
+enum { CODE_Q = 4 }; /* queries at once: two chains and two registers of codes each, beside eight of pages */
 
-/* Words [k0,k1) of 16 rows, transposed in x, against NQ queries; words of a query from q_stride to q_stride apart. */
-INLINE void code_words(__m512i sum[CODE_Q], const __m512i x[16], int k0, int k1, const int8_t *q,
-                       size_t q_stride, int padded, const int NQ)
+/* x[j]: words j, j + 4, j + 8, j + 12 of 64 bytes of four rows, those of the same place side by side. */
+INLINE void turn(__m512i x[4], const char *const *row, int offset)
 {
-    __m512i lo[CODE_Q], hi[CODE_Q];
+    __m512i r[4];
 #pragma GCC unroll 4
-    for (int i = 0; i < NQ; i++) lo[i] = sum[i], hi[i] = _mm512_setzero_si512();
-#pragma GCC unroll 16
-    for (int k = k0; k < k1; k++) {
-        __m512i low = low_nibbles(x[k]), high = high_nibbles(x[k]);
+    for (int i = 0; i < 4; i++) r[i] = _mm512_loadu_si512(row[i] + offset);
+    __m512i a = _mm512_unpacklo_epi32(r[0], r[1]), b = _mm512_unpackhi_epi32(r[0], r[1]);
+    __m512i c = _mm512_unpacklo_epi32(r[2], r[3]), d = _mm512_unpackhi_epi32(r[2], r[3]);
+    x[0] = _mm512_unpacklo_epi64(a, c);
+    x[1] = _mm512_unpackhi_epi64(a, c);
+    x[2] = _mm512_unpacklo_epi64(b, d);
+    x[3] = _mm512_unpackhi_epi64(b, d);
+}
+
+/* Codes of a query as turn() lays those of pages: w[j] for the low and the high halves of bytes. */
+INLINE void turn_query(__m512i w[4][2], const int8_t *low, const int8_t *low_width, const int E)
+{
+    const __m512i at = _mm512_setr_epi32(0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12);
+    for (int high = 0; high < 2; high++) {
+        const int8_t *q = low + high * E / 2, *width = low_width + high * E / 2;
+        __m512i x = _mm512_loadu_si512(q);
+        if (E == 64) { /* middle and half-width share 64 bytes */
+            __m256i c = _mm256_loadu_si256((const __m256i *)(const void *)q);
+            __m256i u = _mm256_loadu_si256((const __m256i *)(const void *)width);
+            x = _mm512_inserti64x4(_mm512_castsi256_si512(c), u, 1);
+        }
+        for (int j = 0; j < 4; j++)
+            w[j][high] = _mm512_permutexvar_epi32(_mm512_add_epi32(at, _mm512_set1_epi32(j)), x);
+    }
+}
+
+/* Sums of neighbouring quarters, of a then b. */
+INLINE __m512i add_quarters(__m512i a, __m512i b)
+{
+    return _mm512_add_epi32(_mm512_shuffle_i32x4(a, b, 0x88), _mm512_shuffle_i32x4(a, b, 0xdd));
+}
+
+/* sum[i]: of the products of 64 bytes of eight pages with query i, the quarters' neighbours added: quarters 0 and 1 the
+ * first four pages. */
+INLINE void eight_pages(__m512i sum[CODE_Q], const char *const *row, int offset, const __m512i w[][4][2], const int NQ)
+{
+    __m512i x[2][4], a[CODE_Q][2];
+    turn(x[0], row, offset);
+    turn(x[1], row + 4, offset);
 #pragma GCC unroll 4
+    for (int i = 0; i < NQ; i++) a[i][0] = a[i][1] = _mm512_setzero_si512();
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; j++)
+#pragma GCC unroll 2
+        for (int g = 0; g < 2; g++) {
+            __m512i low = low_nibbles(x[g][j]), high = high_nibbles(x[g][j]);
+#pragma GCC unroll 4
+            for (int i = 0; i < NQ; i++) {
+                a[i][g] = _mm512_dpbusd_epi32(a[i][g], low, w[i][j][0]);
+                a[i][g] = _mm512_dpbusd_epi32(a[i][g], high, w[i][j][1]);
+            }
+        }
+#pragma GCC unroll 4
+    for (int i = 0; i < NQ; i++) sum[i] = add_quarters(a[i][0], a[i][1]);
+}
+
+/* Queries [i0,i0+NQ) with n pages of width 64 or 128. */
+INLINE void code_queries(int32_t *c, int32_t *u, const struct tile_codes *q, int i0, const char *const *row,
+                         const char *const *ahead, int n, const int E, const int NQ)
+{
+    __m512i w[2][CODE_Q][4][2];
+    for (int i = 0; i < NQ; i++) {
+        turn_query(w[0][i], q->q[i0 + i], q->abs[i0 + i], E);
+        if (E == 128) turn_query(w[1][i], q->abs[i0 + i], q->abs[i0 + i], E);
+    }
+    for (int j = 0; j < n; j += 16) {
+        __m512i s[2][2][CODE_Q];
+        if (ahead) tile_prefetch(ahead + j, 16, (size_t)E);
+#pragma GCC unroll 2
+        for (int v = 0; v < E / 64; v++)
+#pragma GCC unroll 2
+            for (int half = 0; half < 2; half++) eight_pages(s[v][half], row + j + 8 * half, 64 * v, w[v], NQ);
+        __mmask16 on = n - j < 16 ? lanes_below(n - j) : 0xffff;
         for (int i = 0; i < NQ; i++) {
-            const int8_t *at = q + (size_t)i * q_stride + 4 * (k - k0);
-            int32_t four, more;
-            memcpy(&four, at, 4);
-            memcpy(&more, at + padded, 4);
-            lo[i] = _mm512_dpbusd_epi32(lo[i], low, _mm512_set1_epi32(four));
-            hi[i] = _mm512_dpbusd_epi32(hi[i], high, _mm512_set1_epi32(more));
+            __m512i middle, width;
+            if (E == 64) { /* quarters are middle, half-width, middle, ... */
+                middle = _mm512_shuffle_i32x4(s[0][0][i], s[0][1][i], 0x88);
+                width = _mm512_shuffle_i32x4(s[0][0][i], s[0][1][i], 0xdd);
+            } else {
+                middle = add_quarters(s[0][0][i], s[0][1][i]);
+                width = add_quarters(s[1][0][i], s[1][1][i]);
+            }
+            /* codes of the middle are stored plus 8 */
+            middle = _mm512_sub_epi32(middle, _mm512_set1_epi32(8 * q->sum[i0 + i]));
+            _mm512_mask_storeu_epi32(c + (i0 + i) * TILE_COLS + j, on, middle);
+            _mm512_mask_storeu_epi32(u + (i0 + i) * TILE_COLS + j, on, width);
         }
     }
-#pragma GCC unroll 4
-    for (int i = 0; i < NQ; i++) sum[i] = _mm512_add_epi32(lo[i], hi[i]);
 }
 
-/* 16 pages of width 64 or 128, transposed once, lanes being pages. */
-INLINE void code_queries(int32_t *c, int32_t *u, const struct tile_codes *q, int i0, const __m512i x[2][16],
-                         __mmask16 on, const int E, const int NQ)
+INLINE void dots_q4(int32_t *c, int32_t *u, const struct tile_codes *q, const char *const *row,
+                    const char *const *ahead, int n, const int E)
 {
-    __m512i sum[2][CODE_Q];
-    const size_t stride = sizeof q->q[0];
-    for (int i = 0; i < NQ; i++) sum[0][i] = sum[1][i] = _mm512_setzero_si512();
-    code_words(sum[0], x[0], 0, E / 8, q->q[i0], stride, q->length / 2, NQ);
-    if (E == 64) code_words(sum[1], x[0], 8, 16, q->abs[i0], stride, q->length / 2, NQ);
-    else code_words(sum[1], x[1], 0, 16, q->abs[i0], stride, q->length / 2, NQ);
-    for (int i = 0; i < NQ; i++) { /* codes of the middle are stored plus 8 */
-        __m512i middle = _mm512_sub_epi32(sum[0][i], _mm512_set1_epi32(8 * q->sum[i0 + i]));
-        _mm512_mask_storeu_epi32(c + (i0 + i) * TILE_COLS, on, middle);
-        _mm512_mask_storeu_epi32(u + (i0 + i) * TILE_COLS, on, sum[1][i]);
-    }
-}
-
-INLINE void dots_q4(int32_t *c, int32_t *u, const struct tile_codes *q, const char *const *row, int n,
-                    const int E)
-{
-    __m512i x[2][16];
-#pragma GCC unroll 2
-    for (int v = 0; v < E / 64; v++) {
-#pragma GCC unroll 16
-        for (int j = 0; j < 16; j++) x[v][j] = _mm512_loadu_si512(row[j] + 64 * v);
-        transpose(x[v]);
-    }
-    __mmask16 on = n < 16 ? lanes_below(n) : 0xffff;
     int i = 0;
-    for (; i + 4 <= q->n_q; i += 4) code_queries(c, u, q, i, x, on, E, 4);
-    if (q->n_q - i == 3) code_queries(c, u, q, i, x, on, E, 3);
-    else if (q->n_q - i == 2) code_queries(c, u, q, i, x, on, E, 2);
-    else if (q->n_q - i == 1) code_queries(c, u, q, i, x, on, E, 1);
+    for (; i + 4 <= q->n_q; i += 4, ahead = NULL) code_queries(c, u, q, i, row, ahead, n, E, 4);
+    if (q->n_q - i == 3) code_queries(c, u, q, i, row, ahead, n, E, 3);
+    else if (q->n_q - i == 2) code_queries(c, u, q, i, row, ahead, n, E, 2);
+    else if (q->n_q - i == 1) code_queries(c, u, q, i, row, ahead, n, E, 1);
 }
 
 static void code_dots(int32_t *c, int32_t *u, const struct tile_codes *q, const char *const *row,
                       const char *const *ahead, int n)
 {
-    if (q->type != SUMMARY_Q4 || (q->E != 64 && q->E != 128)) {
-        tile_avx2_code_dots(c, u, q, row, ahead, n);
-        return;
-    }
-    for (int j = 0; j < n; j += 16) {
-        if (ahead) tile_prefetch(ahead + j, 16, (size_t)q->E);
-        if (q->E == 64) dots_q4(c + j, u + j, q, row + j, n - j, 64);
-        else dots_q4(c + j, u + j, q, row + j, n - j, 128);
-    }
+    if (q->type == SUMMARY_Q4 && q->E == 64) dots_q4(c, u, q, row, ahead, n, 64);
+    else if (q->type == SUMMARY_Q4 && q->E == 128) dots_q4(c, u, q, row, ahead, n, 128);
+    else tile_avx2_code_dots(c, u, q, row, ahead, n);
 }
 
 const struct tile tile_avx512 = {
