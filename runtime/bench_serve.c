@@ -260,7 +260,7 @@ static void take_line(struct stream *s, int64_t now)
         s->done = true;
         return;
     }
-    json_t *j = json_loads(at, 0, NULL);
+    json_t *j = json_loads(at, JSON_ALLOW_NUL, NULL);
     const json_t *usage = json_object_get(j, "usage");
     if (!j) fail(s, "an event is no JSON");
     else if (json_object_get(j, "error")) {

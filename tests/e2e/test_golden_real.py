@@ -5,7 +5,7 @@ import pytest
 
 import cli
 from reference.compare import logits_apart
-from reference.decoder import Settings
+from reference.decoder import PAPER, Settings
 from reference.evaluate import SelectionDump, evaluate, read_tokens
 from reference.model import Model
 
@@ -29,14 +29,15 @@ def first_near_tie(dump):
 
 
 @pytest.mark.parametrize(
-    "text, policy, window",
-    [("GPL-3", "dense", 1), ("GPL-3", "quest", 1), ("GPL-3", "retro", 2), ("Artistic", "retro", 2),
-     ("GPL-3", "retro", 4), ("Artistic", "retro", 8)],
+    "text, policy, window, others",
+    [("GPL-3", "dense", 1, {}), ("GPL-3", "quest", 1, {}), ("GPL-3", "retro", 2, {}), ("Artistic", "retro", 2, {}),
+     ("GPL-3", "retro", 4, {}), ("Artistic", "retro", 8, {}), ("GPL-3", "retro", 2, PAPER),
+     ("Artistic", "quest", 1, PAPER)],
 )
-def test_logits_f32(real_model, reference, texts, tmp_path, text, policy, window):
+def test_logits_f32(real_model, reference, texts, tmp_path, text, policy, window, others):
     c = reference.config
-    settings = dict(policy=policy, window=window, kv_dtype="f32")
-    dump = SelectionDump(STEPS, c.n_layers, c.n_kv_heads, (PROMPT + STEPS) // 16 + 1)
+    settings = dict(policy=policy, window=window, kv_dtype="f32", **others)
+    dump = SelectionDump(STEPS, c.n_layers, c.n_kv_heads, (PROMPT + STEPS) // Settings(**settings).page_size + 1)
     expected, logits = run_reference(reference, texts[text], PROMPT, STEPS, dump, **settings)
     out = tmp_path / "ours.npy"
     ours = cli.evaluate(real_model, texts[text], PROMPT, STEPS, dump=out, **settings)
@@ -83,7 +84,6 @@ def test_ranks_give_the_same_greedy_tokens(real_model, texts):
 
 
 def test_paper_preset_is_quests_bound(real_model, texts):
-    spelled = dict(score_alpha=1, score_group="max", sink_pages=0, page_size=16, dense_layers=2, kv_budget=0.15)
     a = cli.evaluate(real_model, texts["GPL-3"], 256, 16, preset="paper")
-    b = cli.evaluate(real_model, texts["GPL-3"], 256, 16, **spelled)
+    b = cli.evaluate(real_model, texts["GPL-3"], 256, 16, **PAPER)
     assert a["nll"] == b["nll"] and a["pages_loaded"] == b["pages_loaded"]

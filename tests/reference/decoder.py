@@ -28,11 +28,11 @@ from .rounding import KV_BYTES, summary_bytes
 class Settings:
     policy: str = "retro"  # dense, quest (window 1), retro, or streaming (sink pages and the most recent)
     window: int = 2  # w
-    kv_budget: float = 0.15  # b, share of the pages
+    kv_budget: float = 0.197  # b, share of the pages
     kv_budget_tokens: int | None = None  # instead of kv_budget
-    page_size: int = 16  # P
-    dense_layers: int = 2
-    score_alpha: float = 0.2
+    page_size: int = 4  # P
+    dense_layers: int = 0
+    score_alpha: float = 0.15
     score_group: str = "softmax"
     sink_pages: int = 1
     kv_dtype: str = "f32"
@@ -47,7 +47,7 @@ class Settings:
 
 
 # What `--preset paper` sets: Quest's bound, best head of the group, no forced first page.
-PAPER = dict(score_alpha=1.0, score_group="max", sink_pages=0)
+PAPER = dict(kv_budget=0.15, page_size=16, dense_layers=2, score_alpha=1.0, score_group="max", sink_pages=0)
 
 
 @dataclasses.dataclass

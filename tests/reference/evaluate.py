@@ -41,16 +41,16 @@ def parser():
     p.add_argument("--policy", choices=("dense", "quest", "retro", "streaming"), default="retro")
     p.add_argument("--window", type=at_least(1), default=2)
     budget = p.add_mutually_exclusive_group()
-    budget.add_argument("--kv-budget", type=share, default=0.15)
+    budget.add_argument("--kv-budget", type=share)
     budget.add_argument("--kv-budget-tokens", type=at_least(1))
-    p.add_argument("--page-size", type=at_least(1), default=16)
+    p.add_argument("--page-size", type=at_least(1))
     p.add_argument("--summary", choices=("auto", "keys", "q8", "q4"), default="auto")
-    p.add_argument("--dense-layers", type=at_least(0), default=2)
+    p.add_argument("--dense-layers", type=at_least(0))
     p.add_argument("--score-alpha", type=float)
     p.add_argument("--score-group", choices=("max", "mean", "softmax"))
     p.add_argument("--sink-pages", type=at_least(0))
     p.add_argument(
-        "--preset", choices=("paper",), help="score as the paper does; options given beside it win"
+        "--preset", choices=("paper",), help="the paper's setting; options given beside it win"
     )
     p.add_argument("--kv-dtype", choices=("f32", "f16", "bf16"), default="bf16")
     p.add_argument("--prefill-chunk", type=at_least(1), default=512)
@@ -138,27 +138,31 @@ def run(options):
     from .decoder import PAPER, Settings
     from .model import Model
 
-    scoring = PAPER if options.preset == "paper" else {}
-    for name in ("score_alpha", "score_group", "sink_pages"):
+    chosen = dict(PAPER) if options.preset == "paper" else {}
+    for name in (
+        "kv_budget",
+        "kv_budget_tokens",
+        "page_size",
+        "dense_layers",
+        "score_alpha",
+        "score_group",
+        "sink_pages",
+    ):
         if getattr(options, name) is not None:
-            scoring = {**scoring, name: getattr(options, name)}
+            chosen[name] = getattr(options, name)
     settings = Settings(
         policy=options.policy,
         window=options.window,
-        kv_budget=options.kv_budget,
-        kv_budget_tokens=options.kv_budget_tokens,
-        page_size=options.page_size,
-        dense_layers=options.dense_layers,
         kv_dtype=options.kv_dtype,
         summary=options.summary,
-        **scoring,
+        **chosen,
     )
     model = Model.load(options.model, np.float64 if options.float64 else np.float32)
     n_fed = options.prompt + (0 if options.greedy else options.steps)
     tokens = read_tokens(options.tokens, n_fed, model.config.vocab)
     observer = None
     if options.dump_selection:
-        n_pages = -(-(options.prompt + options.steps) // options.page_size)
+        n_pages = -(-(options.prompt + options.steps) // settings.page_size)
         observer = SelectionDump(options.steps, model.config.n_layers, model.config.n_kv_heads, n_pages)
     replay = None
     if options.replay_selection:

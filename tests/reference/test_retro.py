@@ -25,7 +25,7 @@ MODELS = [
 ]
 CASES = [
     dict(),
-    dict(PAPER, window=2),
+    dict(PAPER, window=2, kv_budget=0.2, page_size=4, dense_layers=1),
     dict(window=8, score_group="mean", sink_pages=2),
     dict(window=4, kv_budget_tokens=22, page_size=5, dense_layers=0),
     dict(policy="quest"),

@@ -202,9 +202,11 @@ static void defaults(void **state)
     accept(&o, options_policy(&o, &p, &why));
     assert_int_equal(p.kind, POLICY_RETRO);
     assert_int_equal(p.window, 2);
-    assert_true(p.kv_budget == 0.15 && p.score_alpha == 0.2f);
+    assert_true(p.kv_budget == 0.197 && p.score_alpha == 0.15f);
     assert_int_equal(p.kv_budget_tokens, 0);
-    assert_int_equal(p.dense_layers, 2);
+    assert_int_equal(p.dense_layers, 0);
+    assert_int_equal(o.page_size, 4);
+    assert_int_equal(options_summary(&o), SUMMARY_Q4);
     assert_int_equal(p.score_group, SCORE_GROUP_SOFTMAX);
     assert_int_equal(p.sink_pages, 1);
     options_close(&o);
@@ -308,7 +310,7 @@ static void preset_of_the_paper(void **state)
     options_close(&o);
     drop_file();
     accept(&o, parse(&o, CMD_EVAL, "--preset=ours", NULL));
-    assert_true(o.score_alpha == 0.2);
+    assert_true(o.score_alpha == 0.15);
     options_close(&o);
 }
 

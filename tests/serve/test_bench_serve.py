@@ -140,7 +140,7 @@ class Scripted(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         for pause in how["pauses"]:
             time.sleep(pause)
-            self.event({"choices": [{"text": "x"}]})
+            self.event({"choices": [{"text": "x\0"}]})  # a token may be any byte
         self.event(how.get("last", {"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 3}}))
         if not how.get("breaks"):
             self.event(b"[DONE]")
