@@ -60,14 +60,15 @@ static enum status open_plan(struct plan *p, struct reason *why)
     p->setup.files = &p->files;
     p->setup.machine = &p->machine;
     p->setup.n_ranks = n_ranks;
-    p->setup.options = (struct model_options){.device = p->setup.options.device,
-                                              .act = gpu ? p->files.arch.dtype : session_act(o, p->files.arch.dtype),
-                                              .page_tokens = o->page_size,
-                                              .block_tokens = o->block_size,
-                                              .window = o->window,
-                                              .kv = (enum dtype)o->kv_dtype,
-                                              .summary = options_summary(o),
-                                              .prefill_chunk = o->prefill_chunk};
+    p->setup.options =
+        (struct model_options){.device = p->setup.options.device,
+                               .act = gpu ? p->files.arch.dtype : session_act(o, p->files.arch.dtype),
+                               .page_tokens = o->page_size,
+                               .block_tokens = o->block_size,
+                               .window = o->window,
+                               .kv = (enum dtype)o->kv_dtype,
+                               .summary = options_summary(o),
+                               .prefill_chunk = o->prefill_chunk};
     return STATUS_OK;
 }
 

@@ -290,7 +290,8 @@ INLINE __m512i add_quarters(__m512i a, __m512i b)
 
 /* sum[i]: of the products of 64 bytes of eight pages with query i, the quarters' neighbours added: quarters 0 and 1 the
  * first four pages. */
-INLINE void eight_pages(__m512i sum[CODE_Q], const char *const *row, int offset, const __m512i w[][4][2], const int NQ)
+INLINE void eight_pages(__m512i sum[CODE_Q], const char *const *row, int offset, const __m512i w[][4][2],
+                        const int NQ)
 {
     __m512i x[2][4], a[CODE_Q][2];
     turn(x[0], row, offset);
@@ -327,7 +328,8 @@ INLINE void code_queries(int32_t *c, int32_t *u, const struct tile_codes *q, int
 #pragma GCC unroll 2
         for (int v = 0; v < E / 64; v++)
 #pragma GCC unroll 2
-            for (int half = 0; half < 2; half++) eight_pages(s[v][half], row + j + 8 * half, 64 * v, w[v], NQ);
+            for (int half = 0; half < 2; half++)
+                eight_pages(s[v][half], row + j + 8 * half, 64 * v, w[v], NQ);
         __mmask16 on = n - j < 16 ? lanes_below(n - j) : 0xffff;
         for (int i = 0; i < NQ; i++) {
             __m512i middle, width;
