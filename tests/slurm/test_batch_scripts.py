@@ -89,7 +89,7 @@ def test_array_of_batches(slurm, tiny, requests, folder):
 
 def test_requeue_and_a_lost_node(slurm, tiny, requests_for, folder):
     """One job is put back by hand, then its node loses power; it ends with the bytes of an undisturbed run."""
-    file = requests_for("in.jsonl", 12)
+    file = requests_for("in.jsonl", 5)
     expected = undisturbed(folder, tiny, file, 2)
     job = submit(slurm, folder, tiny, file, "-N", 2, "--ntasks-per-node=1")
     assert wait_until(lambda: records(folder, file) > 3, 120), (folder / "out").read_text()
