@@ -116,7 +116,8 @@ static enum status collect_settings(const struct session *s, const struct servin
     set(j, "--served-model-name", "%s", v->model);
     set(j, "--errors", "%s", o->batch_errors ? "a file" : "none");
     set(j, "--device", "%s", o->device == DEVICE_CPU ? "cpu" : "cuda");
-    set(j, "--act-dtype", "%s", o->act_dtype ? dtype_name((enum dtype)(o->act_dtype - 1)) : "auto");
+    set(j, "--act-dtype", "%s",
+        dtype_name(session_act(o, s->files.arch.dtype))); /* auto differs by processor */
     set(j, "--kv-dtype", "%s", dtype_name((enum dtype)o->kv_dtype));
     set(j, "--max-context", "%d", context);
     set(j, "--policy", "%s", policy_kind_name(p->kind));

@@ -361,7 +361,8 @@ def test_what_does_not_belong_together_is_refused(tmp_path, model, many):
         cli.one_line(Batch(tmp_path / "results", folder, many).run(), 2, "begun with --model")
     cli.one_line(Batch(tmp_path / "results", model, many, False).run(), 2, "--errors")
     cli.one_line(batch.run("--policy", "dense", ranks=2), 2, "--policy")
-    assert batch.run().returncode == 0
+    cli.one_line(batch.run("--act-dtype", "bf16"), 2, "begun with --act-dtype \"f32\"")
+    assert batch.run("--act-dtype", "f32").returncode == 0  # what auto was
 
 
 def test_foreign_files_stay(tmp_path, model):

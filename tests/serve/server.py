@@ -17,6 +17,14 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).res
 import cli  # noqa: E402
 
 
+def wait_until(condition, seconds=120):
+    end = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    return value
+
+
 class Server:
     def __init__(self, model, *options, ranks=1, name="m", key=None, retro=None, wait=300, env=None):
         self.folder = tempfile.TemporaryDirectory(prefix="retro-serve-")

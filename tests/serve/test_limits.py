@@ -11,19 +11,11 @@ import time
 from pathlib import Path
 
 import pytest
-from server import cli
+from server import cli, wait_until
 
 # Longer than any test takes to have seen what it wants to see, on whatever machine.
 LONG = {"max_tokens": 8000, "ignore_eos": True, "temperature": 0}
 ROOM = ("--threads", 2, "--max-context", 8192, "--kv-tokens", 16384)
-
-
-def wait_until(condition, seconds=120):
-    end = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < end
-        time.sleep(0.01)
-    return value
 
 
 def test_keys(start, tmp_path):

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from server import cli
+from server import cli, wait_until
 from tools import tiny_model
 
 LONG = {"max_tokens": 3900, "ignore_eos": True, "temperature": 0, "stream": True}
@@ -22,14 +22,6 @@ def slow(tmp_path_factory):
     folder = tmp_path_factory.mktemp("slow")
     tiny_model.make(folder, family="smollm", hidden=512, heads=8, kv_heads=4, head_dim=64, layers=8, ffn=2048)
     return folder
-
-
-def wait_until(condition, seconds=120):
-    end = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < end
-        time.sleep(0.01)
-    return value
 
 
 def of_replicas(metrics, name):
