@@ -28,6 +28,7 @@ enum { MAX_CHUNK = 256 };
 
 struct attend {
     const struct tile *tile;
+    struct tile_products products;
     struct part part;
     const float *q;
     const struct kv_layer *kv;
@@ -169,19 +170,20 @@ static void attend_row(const struct attend *a, const struct chunk *c, int r, con
     const char *const *key = row_keys(a, c, r, list, &n);
     if (n == 0) return;
     const float *q = a->q + ((size_t)row * (size_t)m->Qr + (size_t)c->head) * (size_t)m->E;
-    a->tile->dots(score, MAX_CHUNK, q, (size_t)m->E, c->n_heads, key, next, 0, (n + 3) / 4 * 4, m->E, m->kv);
+    a->products.dots(score, MAX_CHUNK, q, (size_t)m->E, c->n_heads, key, next, 0, (n + 3) / 4 * 4, m->E,
+                     m->kv);
     size_t at = part_index(&a->part, m, row, c->split, c->head - m->head_off);
     float *out = a->part.out + at * (size_t)m->E;
     int padded = (n + 15) / 16 * 16;
     for (int h = 0; h < c->n_heads; h++)
         for (int t = n; t < padded; t++) score[h * MAX_CHUNK + t] = -INFINITY;
     float factor[TILE_MAX_G];
-    a->tile->weigh(score, MAX_CHUNK, c->n_heads, padded, m->attention_scale, a->part.ml + 2 * at, factor);
+    a->products.weigh(score, MAX_CHUNK, c->n_heads, padded, m->attention_scale, a->part.ml + 2 * at, factor);
     for (int h = 0; h < c->n_heads; h++)
         if (factor[h] != 1) a->tile->scale(out + h * m->E, m->E, factor[h]);
     size_t values = kv_value_distance(m);
-    a->tile->values(out, (size_t)m->E, score, MAX_CHUNK, c->n_heads, key, values,
-                    next ? next + (n + 3) / 4 * 4 : NULL, 0, n, m->E, m->kv);
+    a->products.values(out, (size_t)m->E, score, MAX_CHUNK, c->n_heads, key, values,
+                       next ? next + (n + 3) / 4 * 4 : NULL, 0, n, m->E, m->kv);
 }
 
 static void clear_parts(const struct attend *a, const struct chunk *c)
@@ -236,8 +238,11 @@ void cpu_attend(struct device *d, void *part, const float *q, const struct kv_la
     if (b->n_decode == 0) return;
     int longest = 0;
     for (int i = 0; i < b->n_decode * m->Kr; i++) longest = count[i] > longest ? count[i] : longest;
-    struct attend a = {tile_of(cpu_isa_of(d)),           part_of(part, m), q, kv, pages, count, b, m,
-                       .n_splits = splits_of(longest, m)};
+    const struct tile *tile = tile_of(cpu_isa_of(d));
+    struct attend a = {
+        tile, {tile->dots, tile->weigh, tile->values}, part_of(part, m), q, kv, pages, count, b,
+        m,    .n_splits = splits_of(longest, m)};
+    if (cpu_of(d)->pairs && m->kv == DTYPE_BF16) a.products = *tile->pairs;
     a.per_block = m->B / m->P;
     a.inverse = ((1ull << 40) + (uint64_t)a.per_block - 1) / (uint64_t)a.per_block;
     int items = a.n_splits * b->n_decode * m->Kr, threads = cpu_threads(d);

@@ -96,6 +96,20 @@ struct tile {
     /* index (n_taken) = first + j, ascending, of the keys above `limit` and the first n_ties of those equal to it: so
      * many there are. Keys are read up to a multiple of 16. */
     void (*take_above)(int32_t *index, int n_taken, const int32_t *key, int first, int32_t limit, int n_ties);
+    const struct tile_products *pairs; /* NULL: none */
+};
+
+/* dots, weigh and values for bf16 rows that round queries and weights to bf16 too and multiply in pairs
+ * (linear.h). weigh leaves the weights of a query as bf16 at the begin of its row of s, in half the room, and sums
+ * the rounded ones; values takes them so, t0 is even, and what t1 cuts off up to a multiple of 4 weighs 0. `ahead`
+ * is read up to a multiple of 4. */
+struct tile_products {
+    void (*dots)(float *s, size_t s_stride, const float *q, size_t q_stride, int n_q, const char *const *row,
+                 const char *const *ahead, int c0, int c1, int width, enum dtype type);
+    void (*weigh)(float *s, size_t s_stride, int n_q, int n, float scale, float *ml, float *factor);
+    void (*values)(float *o, size_t o_stride, const float *p, size_t p_stride, int n_q,
+                   const char *const *row, size_t byte_offset, const char *const *ahead, int t0, int t1,
+                   int E, enum dtype type);
 };
 
 /* For weigh(): the maximum of ml (m, sum) becomes m; returns the factor of what was summed so far. */
@@ -108,6 +122,7 @@ static inline float tile_move(float *ml, float m)
 }
 
 extern const struct tile tile_portable, tile_avx2, tile_avx512;
+extern const struct tile_products tile_pairs_avx512;
 /* What needs no more than AVX2 serves both. */
 /* Asks for `bytes` at each of n rows. */
 static inline void tile_prefetch(const char *const *row, int n, size_t bytes)

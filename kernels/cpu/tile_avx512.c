@@ -1,11 +1,11 @@
 /* tile_avx512.c - tile primitives of attention with AVX-512 (F, BW, VL, DQ, VNNI).
  *
- * Products are f32 multiply-adds of widened elements. vdpbf16ps would round the queries and the weights to
- * bf16, and on one of the two kinds of servers we measured it is half as fast. */
+ * Products are f32 multiply-adds of widened elements; tile_pairs_avx512.c has those of bf16 in pairs. */
 #include <immintrin.h>
 #include <math.h>
 
 #include "kernels/cpu/attention.h"
+#include "kernels/cpu/exp_avx512.h"
 
 #define vec __m512
 #define LANES 16
@@ -22,6 +22,7 @@
 #define vec_add _mm512_add_ps
 #define vec_max _mm512_max_ps
 #define vec_reduce_max _mm512_reduce_max_ps
+#define vec_exp exp_avx512
 
 static inline __mmask16 lanes_below(int n) { return (__mmask16)((1u << n) - 1); }
 static inline vec vec_load_n(const float *p, int n) { return _mm512_maskz_loadu_ps(lanes_below(n), p); }
@@ -66,24 +67,6 @@ static inline void vec_narrow(char *p, vec v, enum dtype type)
         h = _mm256_mask_blend_epi16(nan, h, _mm512_cvtepi32_epi16(quiet));
     }
     _mm256_storeu_si256((__m256i *)(void *)p, h);
-}
-
-/* e^x = 2^n e^r, |r| <= ln2/2; polynomial of Cephes expf. */
-static inline vec vec_exp(vec x)
-{
-    __mmask16 tiny = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-87.0f), _CMP_LT_OQ);
-    vec n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(0x1.715476p+0f)), _MM_FROUND_TO_NEAREST_INT);
-    vec r = _mm512_fmadd_ps(n, _mm512_set1_ps(-0x1.62e400p-1f), x);
-    r = _mm512_fmadd_ps(n, _mm512_set1_ps(-0x1.7f7d1cp-20f), r);
-    vec p = _mm512_set1_ps(1.9875691500e-4f);
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.3981999507e-3f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(8.3334519073e-3f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(4.1665795894e-2f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.6666665459e-1f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(5.0000001201e-1f));
-    p = _mm512_fmadd_ps(p, _mm512_mul_ps(r, r), _mm512_add_ps(r, _mm512_set1_ps(1.0f)));
-    p = _mm512_scalef_ps(p, n);
-    return _mm512_mask_blend_ps(tiny, p, _mm512_setzero_ps()); /* -inf made r NaN: exactly 0 */
 }
 
 /* Elements 0, 2, 4, ... and 1, 3, 5, ... of the 2 * LANES at p; of other types than bf16 the first and the
@@ -382,4 +365,5 @@ const struct tile tile_avx512 = {
     .order = tile_avx2_order,
     .count_at_least = count_at_least,
     .take_above = take_above,
+    .pairs = &tile_pairs_avx512,
 };
