@@ -41,6 +41,13 @@ struct tile_codes {
     int8_t q[TILE_MAX_G][2 * TILE_MAX_E], abs[TILE_MAX_G][2 * TILE_MAX_E];
 };
 
+/* Pages whose summaries have codes and lie one behind the other; scales: pairs of bf16, scale_c in the low half. */
+enum { TILE_RUN = 16, TILE_AHEAD = 4 };
+struct tile_run {
+    const char *codes, *scales;
+    int n; /* at most TILE_RUN */
+};
+
 /* Rows a caller reads instead of slots that hold nothing: zero in every element type, width 2E for summaries.
  */
 extern const char tile_zero_row[2 * TILE_MAX_E * sizeof(float)];
@@ -56,15 +63,12 @@ struct tile {
     /* code (n) = x / scale rounded to even and held to [-127, 127], abs (n) its magnitudes; returns their sum. Up to
      * a multiple of 8 zeros may be written behind. */
     int32_t (*code)(int8_t *code, int8_t *abs, const float *x, int n, float scale);
-    /* c (n_q,TILE_COLS) and u: columns below n, a multiple of 4, become the exact sums of q_e * code_e of the
-     * middle, and of abs_e * code_e of the half-width, of the summaries at row. Up to TILE_CODE_PAD - 1 bytes
-     * behind a row's codes, and rows up to a multiple of 16, are read and count for nothing. Prefetches the codes at ahead[j], where ahead is not NULL. */
-    void (*code_dots)(int32_t *c, int32_t *u, const struct tile_codes *q, const char *const *row,
-                      const char *const *ahead, int n);
-    /* s (n_q,s_stride) = (c * scale_c + u * (alpha * scale_u)) * q->scale for n columns, a multiple of 8, of
-     * code_dots' c and u; scales: pairs of bf16, scale_c in the low half. */
-    void (*code_scores)(float *s, size_t s_stride, const int32_t *c, const int32_t *u,
-                        const struct tile_codes *q, const uint32_t *scales, float alpha, int n);
+    /* s (n_q,s_stride) = (c * scale_c + u * (alpha * scale_u)) * q->scale of the pages of n_runs runs, one run after the
+     * other; c: the exact sum of q_e * code_e of the middle, u: of abs_e * code_e of the half-width. Up to
+     * TILE_CODE_PAD - 1 bytes behind a page's codes are read and count for nothing. Prefetches TILE_AHEAD runs ahead:
+     * n_ahead more runs follow, which are not scored. */
+    void (*code_scores)(float *s, size_t s_stride, const struct tile_codes *q, const struct tile_run *run,
+                        int n_runs, int n_ahead, float alpha);
     /* kt (n_e,TILE_COLS) f32 = the n_e elements at row[c] + byte_offset, c < n_cols (a multiple of 16; the
      * other columns are left alone). n_e is even and at most TILE_DEPTH. */
     void (*load_keys)(float *kt, const char *const *row, size_t byte_offset, int n_cols, int n_e,
@@ -88,11 +92,16 @@ struct tile {
     /* x (n) = the n elements at `from`, and back with one rounding as runtime/base/dtype.h does it. */
     void (*widen)(float *x, const char *from, int n, enum dtype type);
     void (*narrow)(char *to, const float *x, int n, enum dtype type);
-    /* key (n) = x (n), which may be the same memory, as integers of the same order: NaN is INT_MIN + 1, -0
-     * equal to 0. */
-    void (*order)(int32_t *key, const float *x, int n);
+    /* Of each row of s (n_q,s_stride), n columns, a multiple of 16: m = its largest, then s becomes 2^(s - m), 0 where s is
+     * -inf; sum: of these. */
+    void (*powers)(float *s, size_t s_stride, int n_q, int n, float *m, float *sum);
+    /* key (n, a multiple of 16) = sum over rows i of factor[i] * s (n_q,s_stride) as integers of the same order: NaN is
+     * INT_MIN + 1, -0 equal to 0. May be the first row's memory. */
+    void (*order)(int32_t *key, const float *s, size_t s_stride, const float *factor, int n_q, int n);
     /* How many of key (n, a multiple of 16) are at least `limit`. */
     int (*count_at_least)(const int32_t *key, int n, int32_t limit);
+    /* list (at most n + 15) = the keys (n, a multiple of 16) from `low` to `high`; how many. */
+    int (*list_between)(int32_t *list, const int32_t *key, int n, int32_t low, int32_t high);
     /* index (n_taken) = first + j, ascending, of the keys above `limit` and the first n_ties of those equal to it: so
      * many there are. Keys are read up to a multiple of 16. */
     void (*take_above)(int32_t *index, int n_taken, const int32_t *key, int first, int32_t limit, int n_ties);
@@ -123,21 +132,52 @@ static inline float tile_move(float *ml, float m)
 
 extern const struct tile tile_portable, tile_avx2, tile_avx512;
 extern const struct tile_products tile_pairs_avx512;
-/* What needs no more than AVX2 serves both. */
-/* Asks for `bytes` at each of n rows. */
-static inline void tile_prefetch(const char *const *row, int n, size_t bytes)
+static inline size_t tile_code_stride(const struct tile_codes *q)
 {
-    for (int j = 0; j < n; j++)
-        for (size_t at = 0; at < bytes; at += 64) __builtin_prefetch(row[j] + at, 0, 1);
+    return (size_t)(q->type == SUMMARY_Q8 ? 2 * q->E : q->E);
 }
+
+static inline void tile_prefetch_run(const struct tile_run *run, size_t stride)
+{
+    for (size_t at = 0; at < (size_t)run->n * stride; at += 64) __builtin_prefetch(run->codes + at, 0, 1);
+    for (int at = 0; at < run->n * SUMMARY_SCALES_BYTES; at += 64) __builtin_prefetch(run->scales + at, 0, 1);
+}
+
+/* The next pages of the runs, at most TILE_RUN, by their codes and scales; zeros behind the last. */
+struct tile_pages {
+    const char *row[TILE_RUN];
+    uint32_t scales[TILE_RUN];
+};
+
+/* Takes whole runs, from *run on, as far as they fit. Returns how many pages. */
+static inline int tile_take_runs(struct tile_pages *to, const struct tile_run **run,
+                                 const struct tile_run *end, size_t stride)
+{
+    int n = 0;
+    for (; *run < end && n + (*run)->n <= TILE_RUN; n += (*run)++->n) {
+        for (int j = 0; j < (*run)->n; j++) to->row[n + j] = (*run)->codes + (size_t)j * stride;
+        memcpy(&to->scales[n], (*run)->scales, (size_t)(*run)->n * SUMMARY_SCALES_BYTES);
+    }
+    for (int j = n; j < TILE_RUN; j++) {
+        to->row[j] = tile_zero_row;
+        to->scales[j] = 0;
+    }
+    return n;
+}
+
+int tile_list_between(int32_t *list, const int32_t *key, int n, int32_t low, int32_t high);
 void tile_take_above(int32_t *index, int n_taken, const int32_t *key, int first, int32_t limit, int n_ties);
-void tile_avx2_order(int32_t *key, const float *x, int n);
+/* What needs no more than AVX2 serves both; the last are in tile_codes_avx512.c. */
 float tile_avx2_largest(const float *x, int n);
 int32_t tile_avx2_code(int8_t *code, int8_t *abs, const float *x, int n, float scale);
-void tile_avx2_code_dots(int32_t *c, int32_t *u, const struct tile_codes *q, const char *const *row,
-                         const char *const *ahead, int n);
-void tile_avx2_code_scores(float *s, size_t s_stride, const int32_t *c, const int32_t *u,
-                           const struct tile_codes *q, const uint32_t *scales, float alpha, int n);
+void tile_avx2_code_scores(float *s, size_t s_stride, const struct tile_codes *q, const struct tile_run *run,
+                           int n_runs, int n_ahead, float alpha);
+void tile_avx512_code_scores(float *s, size_t s_stride, const struct tile_codes *q,
+                             const struct tile_run *run, int n_runs, int n_ahead, float alpha);
+int tile_avx512_count_at_least(const int32_t *key, int n, int32_t limit);
+int tile_avx512_list_between(int32_t *list, const int32_t *key, int n, int32_t low, int32_t high);
+void tile_avx512_take_above(int32_t *index, int n_taken, const int32_t *key, int first, int32_t limit,
+                            int n_ties);
 const struct tile *tile_of(enum cpu_isa isa);
 
 /* --- what the ops share --- */

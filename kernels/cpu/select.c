@@ -13,13 +13,13 @@
  *
  * Two passes: scores, a task being a stretch of 256 pages of one kv head of one span, kv heads of a stretch one after
  * the other because their summaries lie side by side; then one task a kv head and span for reducing and choosing.
- * A softmax is taken stretch by stretch where the scores are still at hand: e^(score - m) with the stretch's own
- * maximum m, and their sum; the second pass multiplies each stretch by e^(m - M) / L. Choosing is linear: scores
- * become integers of the same order, the n-th largest is found by fixing its bits from the top (32 counts over the
- * list), ties go to lower pages.
+ * A softmax is taken stretch by stretch where the scores are still at hand: 2^(score - m) of scores times 1 / ln 2,
+ * with the stretch's own maximum m, and their sum; the second pass multiplies each stretch by 2^(m - M) / L. Choosing
+ * is linear: scores become integers of the same order, a sample of them brackets the n-th largest, those within the
+ * bracket are listed, and bisection finds it there; ties go to lower pages.
  *
- * Scratch: (n_decode, Kr, G, stride) f32, the first row of a group ends as keys; then (n_decode, Kr, stretches, G, 2)
- * f32, maximum and sum. */
+ * Scratch: (n_decode, Kr, G, stride) f32, the first row of a group ends as keys; then twice (n_decode, Kr, G, stretches)
+ * f32, maxima and sums. */
 #include <limits.h>
 #include <math.h>
 
@@ -27,12 +27,15 @@
 #include "kernels/cpu/cpu.h"
 #include "runtime/base/die.h"
 
-enum { SCORE_PAGES = 256 };
+/* A list of keys within a bracket is at most MAX_LISTED long; what is shorter than MIN_SAMPLED is bisected at once. */
+enum { SCORE_PAGES = 256, MAX_LISTED = 4096, MIN_SAMPLED = 2048 };
+
+static const float LOG2_E = 0x1.715476p+0f;
 
 struct select {
     const struct tile *tile;
     int32_t *pages, *count;
-    float *score, *ml;
+    float *score, *top, *sum;
     const float *q;
     const struct kv_layer *kv;
     const struct batch *b;
@@ -45,11 +48,13 @@ static size_t score_stride(const struct dims *m)
     return (size_t)(m->C / m->P + TILE_COLS - 1) / TILE_COLS * TILE_COLS;
 }
 
+/* From one head's stretches to the next one's; a multiple of 16. */
+static size_t stretch_stride(const struct dims *m) { return (score_stride(m) / SCORE_PAGES + 16) / 16 * 16; }
+
 size_t cpu_select_scratch_bytes(struct device *d, const struct dims *m)
 {
     (void)d;
-    size_t stretches = (score_stride(m) + SCORE_PAGES - 1) / SCORE_PAGES;
-    return (size_t)m->max_spans * (size_t)m->Qr * (score_stride(m) + 2 * stretches) * sizeof(float);
+    return (size_t)m->max_spans * (size_t)m->Qr * (score_stride(m) + 2 * stretch_stride(m)) * sizeof(float);
 }
 
 /* Whether the span's pages are scored at all. */
@@ -72,48 +77,40 @@ static void bound_query(float *w, const float *q, float alpha, float scale, int 
     }
 }
 
-/* Summaries of the 64 (or fewer) candidates from `first` of the score task: rows of the cache, zero rows up
- * to 64, and where they have codes their scales. Returns how many there are; 0 behind the last task or
- * candidate. */
-struct tile_rows {
-    const char *row[TILE_COLS];
-    int n_runs; /* of pages in one block, whose scales lie side by side */
-    struct {
-        const char *scales;
-        int n;
-    } run[TILE_COLS];
-};
-
-static int tile_rows(const struct select *a, struct tile_rows *to, int task, int first)
+/* Candidates [from,to) of the score task, those that there are; {0,0} behind the last task. */
+static struct candidates task_candidates(const struct select *a, int task, const struct decode_span **span)
 {
-    const struct dims *m = a->m;
-    int kv_head = task % m->Kr, at = task / m->Kr;
-    first += at % a->stretches * SCORE_PAGES;
-    if (at >= a->b->n_decode * a->stretches) return 0;
-    const struct decode_span *s = &a->b->host_decode[at / a->stretches];
-    struct candidates c = candidates_of(s, a->kv, m);
-    if (!scores_pages(s, c) || first >= c.n) return 0;
-    const int32_t *blocks = span_blocks(a->b, m, s->slot);
-    int n = c.n - first < TILE_COLS ? c.n - first : TILE_COLS;
-    int per_block = m->B / m->P, page = (c.first + first) % per_block;
-    const int32_t *block = blocks + (c.first + first) / per_block;
-    to->n_runs = 0;
-    for (int j = 0; j < n; page = 0, block++) {
-        const char *record = kv_layer_block(a->kv, m, *block),
-                   *row = record + kv_summary_offset(m, kv_head, page);
-        int run = per_block - page < n - j ? per_block - page : n - j;
-        size_t stride = m->summary_stride;
-        for (int i = 0; i < run; i++) to->row[j + i] = row + (size_t)i * stride;
-        to->run[to->n_runs].scales = record + kv_scales_offset(m, kv_head, page);
-        to->run[to->n_runs++].n = run;
-        j += run;
-    }
-    for (int j = n; j < TILE_COLS; j++) to->row[j] = tile_zero_row;
-    return n;
+    int at = task / a->m->Kr, from = at % a->stretches * SCORE_PAGES;
+    if (at >= a->b->n_decode * a->stretches) return (struct candidates){0};
+    *span = &a->b->host_decode[at / a->stretches];
+    struct candidates c = candidates_of(*span, a->kv, a->m);
+    if (!scores_pages(*span, c) || from >= c.n) return (struct candidates){0};
+    c.first += from;
+    c.n = c.n - from < SCORE_PAGES ? c.n - from : SCORE_PAGES;
+    return c;
 }
 
-/* The group's queries in eight bits. The scale takes in that of attention. */
-static void code_queries(const struct select *a, struct tile_codes *to, const float *q)
+/* Runs of the summaries of pages [page,page+n), at most `most` runs. Returns how many. */
+static int list_runs(const struct select *a, struct tile_run *run, int most, const struct decode_span *s,
+                     int kv_head, int page, int n)
+{
+    const struct dims *m = a->m;
+    int per_block = m->B / m->P, n_runs = 0;
+    const int32_t *block = span_blocks(a->b, m, s->slot) + page / per_block;
+    for (page %= per_block; n > 0 && n_runs < most; page = 0, block++) {
+        const char *record = kv_layer_block(a->kv, m, *block);
+        for (int length; n > 0 && page < per_block && n_runs < most; page += length, n -= length) {
+            length = per_block - page < n ? per_block - page : n;
+            length = length < TILE_RUN ? length : TILE_RUN;
+            run[n_runs++] = (struct tile_run){record + kv_summary_offset(m, kv_head, page),
+                                              record + kv_scales_offset(m, kv_head, page), length};
+        }
+    }
+    return n_runs;
+}
+
+/* The group's queries in eight bits. */
+static void code_queries(const struct select *a, struct tile_codes *to, const float *q, float scale_all)
 {
     const struct dims *m = a->m;
     int E = m->E, half = m->summary == SUMMARY_Q4 ? E / 2 : E, parts = E / half;
@@ -124,7 +121,7 @@ static void code_queries(const struct select *a, struct tile_codes *to, const fl
     to->length = parts * padded;
     for (int i = 0; i < m->G; i++, q += E) {
         float scale = a->tile->largest(q, E) / 127;
-        to->scale[i] = scale * m->attention_scale;
+        to->scale[i] = scale * scale_all;
         to->sum[i] = 0;
         memset(to->q[i], 0, (size_t)to->length);
         memset(to->abs[i], 0, (size_t)to->length);
@@ -134,140 +131,171 @@ static void code_queries(const struct select *a, struct tile_codes *to, const fl
     }
 }
 
-/* Scores of n summaries from their codes: score (G,stride). Prefetches the n_next at `next`. */
-static void score_codes(const struct select *a, float *score, const struct tile_codes *q, float alpha,
-                        const struct tile_rows *rows, int n, const struct tile_rows *next, int n_next)
+/* Scores of candidates c of the task's kv head and of what the next task begins with, which is prefetched: most likely
+ * it is this thread's too. */
+static void score_codes(const struct select *a, float *score, const float *q, float scale,
+                        const struct decode_span *s, struct candidates c, int task)
 {
-    int32_t c[TILE_MAX_G * TILE_COLS], u[TILE_MAX_G * TILE_COLS];
-    uint32_t scales[TILE_COLS];
-    for (int r = 0; n_next > 0 && r < next->n_runs; r++)
-        for (int at = 0; at < next->run[r].n * SUMMARY_SCALES_BYTES; at += 64)
-            __builtin_prefetch(next->run[r].scales + at);
-    int padded = (n + 7) / 8 * 8;
-    for (int r = 0, j = 0; r < rows->n_runs; j += rows->run[r++].n)
-        memcpy(&scales[j], rows->run[r].scales, (size_t)rows->run[r].n * SUMMARY_SCALES_BYTES);
-    for (int j = n; j < padded; j++) scales[j] = 0;
-    a->tile->code_dots(c, u, q, rows->row, n_next > 0 ? next->row : NULL, padded);
-    a->tile->code_scores(score, score_stride(a->m), c, u, q, scales, alpha, padded);
+    struct tile_codes codes;
+    struct tile_run run[SCORE_PAGES + TILE_AHEAD];
+    code_queries(a, &codes, q, scale);
+    int n = list_runs(a, run, SCORE_PAGES, s, task % a->m->Kr, c.first, c.n), n_ahead = 0;
+    const struct decode_span *next_span;
+    struct candidates next = task_candidates(a, task + 1, &next_span);
+    if (next.n > 0)
+        n_ahead = list_runs(a, run + n, TILE_AHEAD, next_span, (task + 1) % a->m->Kr, next.first, next.n);
+    a->tile->code_scores(score, score_stride(a->m), &codes, run, n, n_ahead, s->alpha);
 }
 
-/* score (G,stride) of n pages become weights; ml (G,2). */
-static void weigh_stretch(const struct select *a, float *score, float *ml, int n)
+/* Summaries of the at most TILE_COLS pages from `page` on: rows of the cache, zero rows up to TILE_COLS. */
+static int list_rows(const struct select *a, const char **row, const struct decode_span *s, int kv_head,
+                     int page, int n)
 {
-    float factor[TILE_MAX_G];
-    int padded = (n + 15) / 16 * 16;
-    for (int h = 0; h < a->m->G; h++) {
-        for (int j = n; j < padded; j++) score[(size_t)h * score_stride(a->m) + (size_t)j] = -INFINITY;
-        ml[2 * h] = -INFINITY;
-        ml[2 * h + 1] = 0;
+    const struct dims *m = a->m;
+    const int32_t *blocks = span_blocks(a->b, m, s->slot);
+    int per_block = m->B / m->P;
+    n = n < 0 ? 0 : n < TILE_COLS ? n : TILE_COLS;
+    for (int j = 0; j < n; j++, page++)
+        row[j] = kv_layer_block(a->kv, m, blocks[page / per_block]) +
+                 kv_summary_offset(m, kv_head, page % per_block);
+    for (int j = n; j < TILE_COLS; j++) row[j] = tile_zero_row;
+    return n;
+}
+
+/* The same from bounds. */
+static void score_bounds(const struct select *a, float *score, const float *q, float scale,
+                         const struct decode_span *s, struct candidates c, int task)
+{
+    const struct dims *m = a->m;
+    float w[TILE_MAX_G * 2 * TILE_MAX_E];
+    const char *rows[2][TILE_COLS];
+    for (int h = 0; h < m->G; h++) bound_query(w + h * 2 * m->E, q + h * m->E, s->alpha, scale, m->E);
+    int n = list_rows(a, rows[0], s, task % m->Kr, c.first, c.n);
+    for (int at = 0, i = 0; n > 0; at += TILE_COLS, i ^= 1) {
+        int next = list_rows(a, rows[i ^ 1], s, task % m->Kr, c.first + at + TILE_COLS, c.n - at - TILE_COLS);
+        if (next == 0) {
+            const struct decode_span *next_span;
+            struct candidates n_c = task_candidates(a, task + 1, &next_span);
+            if (n_c.n > 0) list_rows(a, rows[i ^ 1], next_span, (task + 1) % m->Kr, n_c.first, n_c.n);
+        }
+        a->tile->dots(score + at, score_stride(m), w, (size_t)(2 * m->E), m->G, rows[i], rows[i ^ 1], 0,
+                      (n + 3) / 4 * 4, 2 * m->E, summary_dtype(m));
+        n = next;
     }
-    a->tile->weigh(score, score_stride(a->m), a->m->G, padded, 1, ml, factor);
 }
 
-/* Scores of up to SCORE_PAGES candidates for the heads of the group. While a tile is scored the next one is
- * prefetched, at the end that of the next task, which most likely is this thread's too. */
+/* Scores of up to SCORE_PAGES candidates for the heads of the group. */
 static void score_task(void *arg, int task, int thread)
 {
     const struct select *a = arg;
     const struct dims *m = a->m;
     (void)thread;
-    int kv_head = task % m->Kr, stretch = task / m->Kr % a->stretches, span = task / m->Kr / a->stretches,
-        E = m->E;
-    const struct decode_span *s = &a->b->host_decode[span];
-    struct tile_rows rows[2];
-    int n = tile_rows(a, &rows[0], task, 0), n_scores = 0;
-    if (n == 0) return;
+    int kv_head = task % m->Kr, stretch = task / m->Kr % a->stretches, span = task / m->Kr / a->stretches;
+    const struct decode_span *s;
+    struct candidates c = task_candidates(a, task, &s);
+    if (c.n == 0) return;
 
-    union {
-        float bound[TILE_MAX_G * 2 * TILE_MAX_E];
-        struct tile_codes codes;
-    } w;
-    size_t row = (size_t)(s->row0 + s->n_rows - 1);
-    const float *q = a->q + (row * (size_t)m->Qr + (size_t)(kv_head * m->G)) * (size_t)E;
-    if (summary_has_codes(m)) code_queries(a, &w.codes, q);
-    for (int h = 0; h < m->G && !summary_has_codes(m); h++)
-        bound_query(w.bound + h * 2 * E, q + h * E, s->alpha, m->attention_scale, E);
-    int at = span * m->Kr + kv_head;
-    float *score = a->score + (size_t)at * (size_t)m->G * score_stride(m) + stretch * SCORE_PAGES;
-    for (int first = 0, i = 0; n > 0; first += TILE_COLS, i ^= 1) {
-        bool last = first + TILE_COLS >= SCORE_PAGES;
-        int next = last ? tile_rows(a, &rows[i ^ 1], task + 1, 0)
-                        : tile_rows(a, &rows[i ^ 1], task, first + TILE_COLS);
-        if (summary_has_codes(m))
-            score_codes(a, score + first, &w.codes, s->alpha, &rows[i], n, &rows[i ^ 1], next);
-        else
-            a->tile->dots(score + first, score_stride(m), w.bound, (size_t)(2 * E), m->G, rows[i].row,
-                          next ? rows[i ^ 1].row : NULL, 0, (n + 3) / 4 * 4, 2 * E, summary_dtype(m));
-        n_scores += n;
-        n = last ? 0 : next;
-    }
-    if (s->group == SCORE_GROUP_SOFTMAX)
-        weigh_stretch(a, score, a->ml + (size_t)(at * a->stretches + stretch) * (size_t)(2 * m->G), n_scores);
-}
+    size_t row = (size_t)(s->row0 + s->n_rows - 1), group = (size_t)(span * m->Kr + kv_head) * (size_t)m->G;
+    const float *q = a->q + (row * (size_t)m->Qr + (size_t)(kv_head * m->G)) * (size_t)m->E;
+    float *score = a->score + group * score_stride(m) + stretch * SCORE_PAGES;
+    bool softmax = s->group == SCORE_GROUP_SOFTMAX;
+    float scale = m->attention_scale * (softmax ? LOG2_E : 1);
+    if (summary_has_codes(m)) score_codes(a, score, q, scale, s, c, task);
+    else score_bounds(a, score, q, scale, s, c, task);
+    if (!softmax) return;
 
-/* ml (stretches,G,2) to what makes the weights of all stretches shares of one: the maximum's place takes the factor
- * of the stretch and head. */
-static void share_out(float *ml, int n_stretches, int G)
-{
-    for (int h = 0; h < G; h++) {
-        float m = -INFINITY, l = 0;
-        for (int s = 0; s < n_stretches; s++) m = fmaxf(m, ml[2 * (s * G + h)]);
-        for (int s = 0; s < n_stretches; s++) {
-            float *at = ml + 2 * (s * G + h);
-            at[0] = m == -INFINITY ? 1 : expf(at[0] - m);
-            l += at[0] * at[1];
-        }
-        for (int s = 0; s < n_stretches; s++) ml[2 * (s * G + h)] /= l;
+    float top[TILE_MAX_G], sum[TILE_MAX_G];
+    int padded = (c.n + 15) / 16 * 16;
+    for (int h = 0; h < m->G; h++)
+        for (int j = c.n; j < padded; j++) score[(size_t)h * score_stride(m) + (size_t)j] = -INFINITY;
+    a->tile->powers(score, score_stride(m), m->G, padded, top, sum);
+    for (int h = 0; h < m->G; h++) {
+        size_t at = (group + (size_t)h) * stretch_stride(m) + (size_t)stretch;
+        a->top[at] = top[h];
+        a->sum[at] = sum[h];
     }
 }
 
-/* score (G,stride) of n pages: the first row becomes the group's score. */
-static void reduce_softmax(const struct select *a, float *score, float *ml, int n)
+/* The stretches' maxima become what makes their weights shares of one. */
+static void share_out(const struct select *a, float *top, const float *sum, int n_stretches)
 {
-    size_t stride = score_stride(a->m);
-    int G = a->m->G, n_stretches = (n + SCORE_PAGES - 1) / SCORE_PAGES;
-    share_out(ml, n_stretches, G);
-    for (int s = 0; s < n_stretches; s++) {
-        int from = s * SCORE_PAGES, width = n - from < SCORE_PAGES ? n - from : SCORE_PAGES;
-        float sum[SCORE_PAGES] = {0}, factor[TILE_MAX_G];
-        const char *head[TILE_MAX_G];
-        for (int h = 0; h < G; h++) {
-            head[h] = (const char *)(score + (size_t)h * stride + from);
-            factor[h] = ml[2 * (s * G + h)];
-        }
-        a->tile->values(sum, 0, factor, 0, 1, head, 0, NULL, 0, G, width, DTYPE_F32);
-        memcpy(score + from, sum, (size_t)width * sizeof *sum);
+    size_t stride = stretch_stride(a->m);
+    float unused[2][TILE_MAX_G];
+    int padded = (n_stretches + 15) / 16 * 16;
+    for (int h = 0; h < a->m->G; h++)
+        for (int s = n_stretches; s < padded; s++) top[(size_t)h * stride + (size_t)s] = -INFINITY;
+    a->tile->powers(top, stride, a->m->G, padded, unused[0], unused[1]);
+    for (int h = 0; h < a->m->G; h++) {
+        float *share = top + (size_t)h * stride, l = 0;
+        for (int s = 0; s < n_stretches; s++) l += share[s] * sum[(size_t)h * stride + (size_t)s];
+        a->tile->scale(share, n_stretches, 1 / l);
     }
 }
 
-static void reduce_group(const struct select *a, float *score, float *ml, int n, enum score_group group)
+/* The scores (G,stride) of n pages become the group's, as keys. */
+static void reduce_group(const struct select *a, int32_t *key, float *score, int list, int n,
+                         enum score_group group)
 {
-    size_t stride = score_stride(a->m);
-    if (group == SCORE_GROUP_SOFTMAX) {
-        reduce_softmax(a, score, ml, n);
-        return;
-    }
-    for (int h = 1; h < a->m->G; h++) {
+    const struct dims *m = a->m;
+    size_t stride = score_stride(m), at = (size_t)(list * m->G) * stretch_stride(m);
+    float factor[TILE_MAX_G];
+    if (group == SCORE_GROUP_SOFTMAX)
+        share_out(a, a->top + at, a->sum + at, (n + SCORE_PAGES - 1) / SCORE_PAGES);
+    for (int h = 1; h < m->G && group == SCORE_GROUP_MAX; h++) {
         const float *s = score + (size_t)h * stride;
-        if (group == SCORE_GROUP_MAX)
-            for (int j = 0; j < n; j++) score[j] = s[j] > score[j] ? s[j] : score[j];
-        else
-            for (int j = 0; j < n; j++) score[j] += s[j];
+        for (int j = 0; j < n; j++) score[j] = s[j] > score[j] ? s[j] : score[j];
+    }
+    for (int from = 0; from < n; from += SCORE_PAGES) {
+        int width = n - from < SCORE_PAGES ? n - from : SCORE_PAGES;
+        for (int h = 0; h < m->G; h++)
+            factor[h] = group == SCORE_GROUP_SOFTMAX
+                            ? a->top[at + (size_t)h * stretch_stride(m) + (size_t)(from / SCORE_PAGES)]
+                            : 1;
+        a->tile->order(key + from, score + from, stride, factor, group == SCORE_GROUP_MAX ? 1 : m->G,
+                       (width + 15) / 16 * 16);
     }
 }
 
-/* The n-th largest of key (padded, a multiple of 16), n >= 1. */
-static int32_t nth_largest(const struct tile *tile, const int32_t *key, int padded, int n)
+/* A limit of which at least n of key (padded, a multiple of 16) are reached, and of the next integer fewer, or exactly n:
+ * low <= limit <= high, where low is known to be reached by n. */
+static int32_t bisect(const struct tile *tile, const int32_t *key, int padded, int n, int32_t low,
+                      int32_t high)
 {
-    /* Bits of the answer from the top, over keys offset to unsigned order. */
-    uint32_t found = 0;
-    for (int bit = 31; bit >= 0; bit--) {
-        uint32_t candidate = found | 1u << bit;
-        int at_least = tile->count_at_least(key, padded, (int32_t)(candidate ^ 0x80000000u));
-        if (at_least >= n) found = candidate;
+    while (low < high) {
+        int32_t middle = (int32_t)(((int64_t)low + high + 1) >> 1);
+        int at_least = tile->count_at_least(key, padded, middle);
+        if (at_least >= n) low = middle;
+        else high = middle - 1;
         if (at_least == n) break; /* exactly the n largest: nothing left to tell apart */
     }
-    return (int32_t)(found ^ 0x80000000u);
+    return low;
+}
+
+/* The same of many keys, 1 <= n <= padded; above: how many are above the limit. */
+static int32_t nth_largest(const struct tile *tile, const int32_t *key, int padded, int n, int *above)
+{
+    int32_t list[MAX_LISTED + 16], low = INT_MIN, high = INT_MAX;
+    if (padded >= MIN_SAMPLED && padded <= 8 * MAX_LISTED) {
+        /* One vector of eight. Its n-th largest is off by less than a sixteenth of all, or the bracket fails. */
+        int n_sample = 0;
+        for (int j = 0; j + 16 <= padded; j += 128, n_sample += 16) memcpy(list + n_sample, key + j, 64);
+        int rank = (int)((long long)n * n_sample / padded), margin = n_sample / 16;
+        if (rank + margin <= n_sample) low = bisect(tile, list, n_sample, rank + margin, INT_MIN, INT_MAX);
+        if (rank - margin >= 1) high = bisect(tile, list, n_sample, rank - margin, low, INT_MAX);
+        int over = high == INT_MAX ? 0 : tile->count_at_least(key, padded, high + 1);
+        int listed = tile->count_at_least(key, padded, low) - over;
+        if (over < n && over + listed >= n && listed <= MAX_LISTED) {
+            tile->list_between(list, key, padded, low, high);
+            int end = (listed + 15) / 16 * 16;
+            for (int j = listed; j < end; j++) list[j] = INT_MIN;
+            int32_t limit = bisect(tile, list, end, n - over, low, high);
+            *above = over + (limit == INT_MAX ? 0 : tile->count_at_least(list, end, limit + 1));
+            return limit;
+        }
+    }
+    int32_t limit = bisect(tile, key, padded, n, INT_MIN, INT_MAX);
+    *above = limit == INT_MAX ? 0 : tile->count_at_least(key, padded, limit + 1);
+    return limit;
 }
 
 /* The sink pages and the last ones, at least one of these. */
@@ -302,16 +330,14 @@ static void choose_task(void *arg, int task, int thread)
     }
     float *score = a->score + (size_t)task * (size_t)m->G * score_stride(m);
     int32_t *key = (int32_t *)(void *)score;
-    reduce_group(a, score, a->ml + (size_t)(task * a->stretches * 2 * m->G), c.n, (enum score_group)s->group);
-    int padded = (c.n + 15) / 16 * 16, n_forced = 0;
-    a->tile->order(key, score, c.n);
+    reduce_group(a, key, score, task, c.n, (enum score_group)s->group);
+    int padded = (c.n + 15) / 16 * 16, n_forced = 0, above;
     for (int j = c.n; j < padded; j++) key[j] = INT_MIN;
     for (int j = 0; j < c.n - 1 && c.first + j < s->n_sink; j++, n_forced++) key[j] = INT_MAX;
     key[c.n - 1] = INT_MAX;
     n_forced++;
     int n = c.n_select > n_forced ? c.n_select : n_forced;
-    int32_t limit = nth_largest(a->tile, key, padded, n);
-    int above = limit == INT_MAX ? 0 : a->tile->count_at_least(key, padded, limit + 1);
+    int32_t limit = nth_largest(a->tile, key, padded, n, &above);
     a->tile->take_above(page, n, key, c.first, limit, n - above);
     a->count[task] = n;
 }
@@ -326,12 +352,13 @@ void cpu_select(struct device *d, int32_t *pages, int32_t *count, const float *q
         struct candidates c = candidates_of(&b->host_decode[i], kv, m);
         if (scores_pages(&b->host_decode[i], c) && c.n > most) most = c.n;
     }
-    float *ml = (float *)scratch + (size_t)b->n_decode * (size_t)m->Qr * score_stride(m);
+    float *top = (float *)scratch + (size_t)b->n_decode * (size_t)m->Qr * score_stride(m);
     struct select a = {tile_of(cpu_isa_of(d)),
                        pages,
                        count,
                        scratch,
-                       ml,
+                       top,
+                       top + (size_t)b->n_decode * (size_t)m->Qr * stretch_stride(m),
                        q,
                        kv,
                        b,

@@ -135,49 +135,67 @@ static int32_t code(int8_t *to, int8_t *abs, const float *x, int n, float scale)
     return sum;
 }
 
-static void code_dots(int32_t *c, int32_t *u, const struct tile_codes *q, const char *const *row,
-                      const char *const *ahead, int n)
+static void code_scores(float *s, size_t s_stride, const struct tile_codes *q, const struct tile_run *run,
+                        int n_runs, int n_ahead, float alpha)
 {
     int half = q->E / 2;
-    (void)ahead;
-    for (int j = 0; j < n; j++)
-        for (int i = 0; i < q->n_q; i++) {
-            int32_t sum[2] = {0, 0};
-            for (int e = 0; e < q->E; e++) {
-                int at = q->type == SUMMARY_Q8 || e < half ? e : q->length / 2 + e - half, code[2];
-                for (int v = 0; v < 2; v++) { /* the middle, the half-width */
-                    if (q->type == SUMMARY_Q8) code[v] = (signed char)row[j][v * q->E + e];
-                    else code[v] = (unsigned char)row[j][v * half + e % half] >> (e < half ? 0 : 4) & 15;
+    (void)n_ahead;
+    for (int r = 0; r < n_runs; r++)
+        for (int j = 0; j < run[r].n; j++, s++) {
+            const char *row = run[r].codes + (size_t)j * tile_code_stride(q);
+            uint16_t scale[2];
+            memcpy(scale, run[r].scales + j * SUMMARY_SCALES_BYTES, sizeof scale);
+            float scale_c = dtype_f32_from_bf16(scale[0]), scale_u = dtype_f32_from_bf16(scale[1]) * alpha;
+            for (int i = 0; i < q->n_q; i++) {
+                int32_t sum[2] = {0, 0};
+                for (int e = 0; e < q->E; e++) {
+                    int at = q->type == SUMMARY_Q8 || e < half ? e : q->length / 2 + e - half, code[2];
+                    for (int v = 0; v < 2; v++) { /* the middle, the half-width */
+                        if (q->type == SUMMARY_Q8) code[v] = (signed char)row[v * q->E + e];
+                        else code[v] = (unsigned char)row[v * half + e % half] >> (e < half ? 0 : 4) & 15;
+                    }
+                    if (q->type == SUMMARY_Q4) code[0] -= 8;
+                    sum[0] += q->q[i][at] * code[0];
+                    sum[1] += q->abs[i][at] * code[1];
                 }
-                if (q->type == SUMMARY_Q4) code[0] -= 8;
-                sum[0] += q->q[i][at] * code[0];
-                sum[1] += q->abs[i][at] * code[1];
+                s[(size_t)i * s_stride] = ((float)sum[0] * scale_c + (float)sum[1] * scale_u) * q->scale[i];
             }
-            c[i * TILE_COLS + j] = sum[0];
-            u[i * TILE_COLS + j] = sum[1];
         }
 }
 
-static void code_scores(float *s, size_t s_stride, const int32_t *c, const int32_t *u,
-                        const struct tile_codes *q, const uint32_t *scales, float alpha, int n)
+static void powers(float *s, size_t s_stride, int n_q, int n, float *m, float *sum)
 {
-    for (int i = 0; i < q->n_q; i++)
+    for (int i = 0; i < n_q; i++, s += s_stride) {
+        m[i] = -INFINITY;
+        sum[i] = 0;
+        for (int j = 0; j < n; j++) m[i] = s[j] > m[i] ? s[j] : m[i];
+        float shift = m[i] > -INFINITY ? m[i] : 0;
         for (int j = 0; j < n; j++) {
-            float scale_c = dtype_f32_from_bf16((uint16_t)scales[j]);
-            float scale_u = dtype_f32_from_bf16((uint16_t)(scales[j] >> 16)) * alpha;
-            s[(size_t)i * s_stride + (size_t)j] =
-                ((float)c[i * TILE_COLS + j] * scale_c + (float)u[i * TILE_COLS + j] * scale_u) * q->scale[i];
+            s[j] = exp2f(s[j] - shift);
+            sum[i] += s[j];
         }
+    }
 }
 
-static void order(int32_t *key, const float *x, int n)
+static void order(int32_t *key, const float *s, size_t s_stride, const float *factor, int n_q, int n)
 {
     for (int j = 0; j < n; j++) {
-        float f = x[j];
-        int32_t i = (int32_t)dtype_f32_bits(f + 0.0f);
-        i = f != f ? INT_MIN + 1 : i < 0 ? i ^ INT_MAX : i;
-        memcpy(&key[j], &i, sizeof i); /* key may be x */
+        float f = 0;
+        for (int i = 0; i < n_q; i++) f += factor[i] * s[(size_t)i * s_stride + (size_t)j];
+        int32_t k = (int32_t)dtype_f32_bits(f + 0.0f);
+        k = f != f ? INT_MIN + 1 : k < 0 ? k ^ INT_MAX : k;
+        memcpy(&key[j], &k, sizeof k); /* key may be s */
     }
+}
+
+int tile_list_between(int32_t *list, const int32_t *key, int n, int32_t low, int32_t high)
+{
+    int count = 0;
+    for (int j = 0; j < n; j++) { /* no branch: which are taken cannot be guessed */
+        list[count] = key[j];
+        count += (key[j] >= low) & (key[j] <= high);
+    }
+    return count;
 }
 
 void tile_take_above(int32_t *index, int n_taken, const int32_t *key, int first, int32_t limit, int n_ties)
@@ -194,7 +212,6 @@ const struct tile tile_portable = {
     .dots = dots,
     .largest = largest,
     .code = code,
-    .code_dots = code_dots,
     .code_scores = code_scores,
     .load_keys = load_keys,
     .scores = scores,
@@ -203,8 +220,10 @@ const struct tile tile_portable = {
     .scale = scale_by,
     .widen = widen,
     .narrow = narrow,
+    .powers = powers,
     .order = order,
     .count_at_least = count_at_least,
+    .list_between = tile_list_between,
     .take_above = tile_take_above,
 };
 

@@ -337,55 +337,69 @@ INLINE void dots_q8(int32_t *c, int32_t *u, const struct tile_codes *q, const ch
     }
 }
 
-void tile_avx2_code_dots(int32_t *c, int32_t *u, const struct tile_codes *q, const char *const *row,
-                         const char *const *ahead, int n)
+/* c and u (n_q,TILE_COLS) of the pages at row, n of them rounded up to two. */
+static void code_dots(int32_t *c, int32_t *u, const struct tile_codes *q, const char *const *row, int n)
 {
     int segments = q->length / 32;
-    size_t bytes = (size_t)(q->type == SUMMARY_Q8 ? 2 * q->E : q->E);
-    for (int j = 0; j < n; j += 2) {
-        if (ahead) tile_prefetch(ahead + j, 2, bytes); /* between products: all at once would hold them up */
+    for (int j = 0; j < n; j += 2)
         if (q->type == SUMMARY_Q8) dots_q8(c + j, u + j, q, row + j, segments);
         else if (segments == 2) dots_q4(c + j, u + j, q, row + j, 1); /* the usual head widths */
         else if (segments == 4) dots_q4(c + j, u + j, q, row + j, 2);
         else if (segments == 6) dots_q4(c + j, u + j, q, row + j, 3);
         else dots_q4(c + j, u + j, q, row + j, 4);
-    }
 }
 
-void tile_avx2_code_scores(float *s, size_t s_stride, const int32_t *c, const int32_t *u,
-                           const struct tile_codes *q, const uint32_t *scales, float alpha, int n)
+void tile_avx2_code_scores(float *s, size_t s_stride, const struct tile_codes *q, const struct tile_run *run,
+                           int n_runs, int n_ahead, float alpha)
 {
+    int32_t c[TILE_MAX_G * TILE_COLS], u[TILE_MAX_G * TILE_COLS];
+    const struct tile_run *end = run + n_runs, *ahead = run + TILE_AHEAD, *last = end + n_ahead;
+    size_t stride = tile_code_stride(q);
     vec a = vec_set1(alpha);
-    for (int j = 0; j < n; j += 8) {
-        __m256i pair = code_load(scales + j);
-        vec scale_c = even_of(pair), scale_u = vec_mul(odd_of(pair), a);
-        for (int i = 0; i < q->n_q; i++) {
-            vec x = _mm256_cvtepi32_ps(code_load(c + i * TILE_COLS + j));
-            vec y = _mm256_cvtepi32_ps(code_load(u + i * TILE_COLS + j));
-            x = vec_add(vec_mul(x, scale_c), vec_mul(y, scale_u));
-            vec_store(s + (size_t)i * s_stride + j, vec_mul(x, vec_set1(q->scale[i])));
+    while (run < end) {
+        struct tile_pages page;
+        int n = tile_take_runs(&page, &run, end, stride);
+        for (; ahead < run + TILE_AHEAD && ahead < last; ahead++) tile_prefetch_run(ahead, stride);
+        code_dots(c, u, q, page.row, n);
+        for (int j = 0; j < n; j += 8) {
+            __m256i pair = code_load(page.scales + j);
+            vec scale_c = even_of(pair), scale_u = vec_mul(odd_of(pair), a);
+            for (int i = 0; i < q->n_q; i++) {
+                vec x = _mm256_cvtepi32_ps(code_load(c + i * TILE_COLS + j));
+                vec y = _mm256_cvtepi32_ps(code_load(u + i * TILE_COLS + j));
+                x = vec_mul(vec_add(vec_mul(x, scale_c), vec_mul(y, scale_u)), vec_set1(q->scale[i]));
+                float *to = s + (size_t)i * s_stride + j;
+                if (n - j < 8) vec_store_n(to, x, n - j);
+                else vec_store(to, x);
+            }
         }
+        s += n;
     }
 }
 
-void tile_avx2_order(int32_t *key, const float *x, int n)
+#define vec_sub _mm256_sub_ps
+
+static inline vec vec_times_power(vec x, vec bits)
 {
-    for (int j = 0; j < n; j += 8) {
-        vec f = n - j < 8 ? vec_load_n(x + j, n - j) : vec_load(x + j);
-        __m256i i = _mm256_castps_si256(vec_add(f, vec_zero()));
-        i = _mm256_xor_si256(i, _mm256_srli_epi32(_mm256_srai_epi32(i, 31), 1));
-        __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(f, f, _CMP_UNORD_Q));
-        i = _mm256_blendv_epi8(i, _mm256_set1_epi32(INT_MIN + 1), nan);
-        if (n - j < 8) _mm256_maskstore_epi32(key + j, lanes_below(n - j), i);
-        else _mm256_storeu_si256((__m256i *)(void *)(key + j), i);
-    }
+    __m256i power = _mm256_slli_epi32(_mm256_castps_si256(bits), 23);
+    return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(x), power));
 }
+
+static inline void vec_store_key(int32_t *key, vec f)
+{
+    __m256i i = _mm256_castps_si256(vec_add(f, vec_zero()));
+    i = _mm256_xor_si256(i, _mm256_srli_epi32(_mm256_srai_epi32(i, 31), 1));
+    __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(f, f, _CMP_UNORD_Q));
+    i = _mm256_blendv_epi8(i, _mm256_set1_epi32(INT_MIN + 1), nan);
+    _mm256_storeu_si256((__m256i *)(void *)key, i);
+}
+
+#include "kernels/cpu/tile_choose.h"
 
 const struct tile tile_avx2 = {
     .dots = dots,
     .largest = tile_avx2_largest,
     .code = tile_avx2_code,
-    .code_dots = tile_avx2_code_dots,
     .code_scores = tile_avx2_code_scores,
     .load_keys = load_keys,
     .scores = scores,
@@ -394,7 +408,9 @@ const struct tile tile_avx2 = {
     .scale = scale_by,
     .widen = widen,
     .narrow = narrow,
-    .order = tile_avx2_order,
+    .powers = powers,
+    .order = order,
     .count_at_least = count_at_least,
+    .list_between = tile_list_between,
     .take_above = tile_take_above,
 };

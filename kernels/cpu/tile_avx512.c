@@ -2,6 +2,7 @@
  *
  * Products are f32 multiply-adds of widened elements; tile_pairs_avx512.c has those of bf16 in pairs. */
 #include <immintrin.h>
+#include <limits.h>
 #include <math.h>
 
 #include "kernels/cpu/attention.h"
@@ -192,169 +193,29 @@ static void load_keys(float *kt, const char *const *row, size_t byte_offset, int
 
 #include "kernels/cpu/tile_simd.h"
 
-static int count_at_least(const int32_t *key, int n, int32_t limit)
+#define vec_sub _mm512_sub_ps
+
+static inline vec vec_times_power(vec x, vec bits)
 {
-    const __m512i l = _mm512_set1_epi32(limit), one = _mm512_set1_epi32(1);
-    __m512i count[4] = {_mm512_setzero_si512(), _mm512_setzero_si512(), _mm512_setzero_si512(),
-                        _mm512_setzero_si512()};
-    int i = 0;
-    for (; i + 64 <= n; i += 64)
-#pragma GCC unroll 4
-        for (int v = 0; v < 4; v++) {
-            __mmask16 in = _mm512_cmpge_epi32_mask(_mm512_loadu_si512(key + i + 16 * v), l);
-            count[v] = _mm512_mask_add_epi32(count[v], in, count[v], one);
-        }
-    for (; i < n; i += 16) {
-        __mmask16 in = _mm512_cmpge_epi32_mask(_mm512_loadu_si512(key + i), l);
-        count[0] = _mm512_mask_add_epi32(count[0], in, count[0], one);
-    }
-    return _mm512_reduce_add_epi32(
-        _mm512_add_epi32(_mm512_add_epi32(count[0], count[1]), _mm512_add_epi32(count[2], count[3])));
+    __m512i power = _mm512_slli_epi32(_mm512_castps_si512(bits), 23);
+    return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(x), power));
 }
 
-static void take_above(int32_t *index, int n_taken, const int32_t *key, int first, int32_t limit, int n_ties)
+static inline void vec_store_key(int32_t *key, vec f)
 {
-    const __m512i l = _mm512_set1_epi32(limit), step = _mm512_set1_epi32(16);
-    __m512i at = _mm512_add_epi32(_mm512_set1_epi32(first),
-                                  _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
-    for (int i = 0, taken = 0; taken < n_taken; i += 16, at = _mm512_add_epi32(at, step)) {
-        __m512i x = _mm512_loadu_si512(key + i);
-        uint32_t in = _mm512_cmpgt_epi32_mask(x, l), tie = _mm512_cmpeq_epi32_mask(x, l);
-        for (; tie && n_ties > 0; n_ties--, tie &= tie - 1) in |= tie & -tie;
-        /* The register form: the one to memory is a hundred times slower on Zen 4. */
-        int more = __builtin_popcount(in);
-        _mm512_mask_storeu_epi32(index + taken, lanes_below(more),
-                                 _mm512_maskz_compress_epi32((__mmask16)in, at));
-        taken += more;
-    }
+    __m512i i = _mm512_castps_si512(vec_add(f, vec_zero()));
+    i = _mm512_xor_si512(i, _mm512_srli_epi32(_mm512_srai_epi32(i, 31), 1));
+    __mmask16 nan = _mm512_cmp_ps_mask(f, f, _CMP_UNORD_Q);
+    _mm512_storeu_si512(key, _mm512_mask_mov_epi32(i, nan, _mm512_set1_epi32(INT_MIN + 1)));
 }
 
-INLINE __m512i low_nibbles(__m512i x) { return _mm512_and_si512(x, _mm512_set1_epi8(15)); }
-INLINE __m512i high_nibbles(__m512i x) { return low_nibbles(_mm512_srli_epi16(x, 4)); }
-
-enum { CODE_Q = 4 }; /* queries at once: two chains and two registers of codes each, beside eight of pages */
-
-/* x[j]: words j, j + 4, j + 8, j + 12 of 64 bytes of four rows, those of the same place side by side. */
-INLINE void turn(__m512i x[4], const char *const *row, int offset)
-{
-    __m512i r[4];
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; i++) r[i] = _mm512_loadu_si512(row[i] + offset);
-    __m512i a = _mm512_unpacklo_epi32(r[0], r[1]), b = _mm512_unpackhi_epi32(r[0], r[1]);
-    __m512i c = _mm512_unpacklo_epi32(r[2], r[3]), d = _mm512_unpackhi_epi32(r[2], r[3]);
-    x[0] = _mm512_unpacklo_epi64(a, c);
-    x[1] = _mm512_unpackhi_epi64(a, c);
-    x[2] = _mm512_unpacklo_epi64(b, d);
-    x[3] = _mm512_unpackhi_epi64(b, d);
-}
-
-/* Codes of a query as turn() lays those of pages: w[j] for the low and the high halves of bytes. */
-INLINE void turn_query(__m512i w[4][2], const int8_t *low, const int8_t *low_width, const int E)
-{
-    const __m512i at = _mm512_setr_epi32(0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12);
-    for (int high = 0; high < 2; high++) {
-        const int8_t *q = low + high * E / 2, *width = low_width + high * E / 2;
-        __m512i x = _mm512_loadu_si512(q);
-        if (E == 64) { /* middle and half-width share 64 bytes */
-            __m256i c = _mm256_loadu_si256((const __m256i *)(const void *)q);
-            __m256i u = _mm256_loadu_si256((const __m256i *)(const void *)width);
-            x = _mm512_inserti64x4(_mm512_castsi256_si512(c), u, 1);
-        }
-        for (int j = 0; j < 4; j++)
-            w[j][high] = _mm512_permutexvar_epi32(_mm512_add_epi32(at, _mm512_set1_epi32(j)), x);
-    }
-}
-
-/* Sums of neighbouring quarters, of a then b. */
-INLINE __m512i add_quarters(__m512i a, __m512i b)
-{
-    return _mm512_add_epi32(_mm512_shuffle_i32x4(a, b, 0x88), _mm512_shuffle_i32x4(a, b, 0xdd));
-}
-
-/* sum[i]: of the products of 64 bytes of eight pages with query i, the quarters' neighbours added: quarters 0 and 1 the
- * first four pages. */
-INLINE void eight_pages(__m512i sum[CODE_Q], const char *const *row, int offset, const __m512i w[][4][2],
-                        const int NQ)
-{
-    __m512i x[2][4], a[CODE_Q][2];
-    turn(x[0], row, offset);
-    turn(x[1], row + 4, offset);
-#pragma GCC unroll 4
-    for (int i = 0; i < NQ; i++) a[i][0] = a[i][1] = _mm512_setzero_si512();
-#pragma GCC unroll 4
-    for (int j = 0; j < 4; j++)
-#pragma GCC unroll 2
-        for (int g = 0; g < 2; g++) {
-            __m512i low = low_nibbles(x[g][j]), high = high_nibbles(x[g][j]);
-#pragma GCC unroll 4
-            for (int i = 0; i < NQ; i++) {
-                a[i][g] = _mm512_dpbusd_epi32(a[i][g], low, w[i][j][0]);
-                a[i][g] = _mm512_dpbusd_epi32(a[i][g], high, w[i][j][1]);
-            }
-        }
-#pragma GCC unroll 4
-    for (int i = 0; i < NQ; i++) sum[i] = add_quarters(a[i][0], a[i][1]);
-}
-
-/* Queries [i0,i0+NQ) with n pages of width 64 or 128. */
-INLINE void code_queries(int32_t *c, int32_t *u, const struct tile_codes *q, int i0, const char *const *row,
-                         const char *const *ahead, int n, const int E, const int NQ)
-{
-    __m512i w[2][CODE_Q][4][2];
-    for (int i = 0; i < NQ; i++) {
-        turn_query(w[0][i], q->q[i0 + i], q->abs[i0 + i], E);
-        if (E == 128) turn_query(w[1][i], q->abs[i0 + i], q->abs[i0 + i], E);
-    }
-    for (int j = 0; j < n; j += 16) {
-        __m512i s[2][2][CODE_Q];
-        if (ahead) tile_prefetch(ahead + j, 16, (size_t)E);
-#pragma GCC unroll 2
-        for (int v = 0; v < E / 64; v++)
-#pragma GCC unroll 2
-            for (int half = 0; half < 2; half++)
-                eight_pages(s[v][half], row + j + 8 * half, 64 * v, w[v], NQ);
-        __mmask16 on = n - j < 16 ? lanes_below(n - j) : 0xffff;
-        for (int i = 0; i < NQ; i++) {
-            __m512i middle, width;
-            if (E == 64) { /* quarters are middle, half-width, middle, ... */
-                middle = _mm512_shuffle_i32x4(s[0][0][i], s[0][1][i], 0x88);
-                width = _mm512_shuffle_i32x4(s[0][0][i], s[0][1][i], 0xdd);
-            } else {
-                middle = add_quarters(s[0][0][i], s[0][1][i]);
-                width = add_quarters(s[1][0][i], s[1][1][i]);
-            }
-            /* codes of the middle are stored plus 8 */
-            middle = _mm512_sub_epi32(middle, _mm512_set1_epi32(8 * q->sum[i0 + i]));
-            _mm512_mask_storeu_epi32(c + (i0 + i) * TILE_COLS + j, on, middle);
-            _mm512_mask_storeu_epi32(u + (i0 + i) * TILE_COLS + j, on, width);
-        }
-    }
-}
-
-INLINE void dots_q4(int32_t *c, int32_t *u, const struct tile_codes *q, const char *const *row,
-                    const char *const *ahead, int n, const int E)
-{
-    int i = 0;
-    for (; i + 4 <= q->n_q; i += 4, ahead = NULL) code_queries(c, u, q, i, row, ahead, n, E, 4);
-    if (q->n_q - i == 3) code_queries(c, u, q, i, row, ahead, n, E, 3);
-    else if (q->n_q - i == 2) code_queries(c, u, q, i, row, ahead, n, E, 2);
-    else if (q->n_q - i == 1) code_queries(c, u, q, i, row, ahead, n, E, 1);
-}
-
-static void code_dots(int32_t *c, int32_t *u, const struct tile_codes *q, const char *const *row,
-                      const char *const *ahead, int n)
-{
-    if (q->type == SUMMARY_Q4 && q->E == 64) dots_q4(c, u, q, row, ahead, n, 64);
-    else if (q->type == SUMMARY_Q4 && q->E == 128) dots_q4(c, u, q, row, ahead, n, 128);
-    else tile_avx2_code_dots(c, u, q, row, ahead, n);
-}
+#include "kernels/cpu/tile_choose.h"
 
 const struct tile tile_avx512 = {
     .dots = dots,
     .largest = tile_avx2_largest,
     .code = tile_avx2_code,
-    .code_dots = code_dots,
-    .code_scores = tile_avx2_code_scores,
+    .code_scores = tile_avx512_code_scores,
     .load_keys = load_keys,
     .scores = scores,
     .weigh = weigh,
@@ -362,8 +223,10 @@ const struct tile tile_avx512 = {
     .scale = scale_by,
     .widen = widen,
     .narrow = narrow,
-    .order = tile_avx2_order,
-    .count_at_least = count_at_least,
-    .take_above = take_above,
+    .powers = powers,
+    .order = order,
+    .count_at_least = tile_avx512_count_at_least,
+    .list_between = tile_avx512_list_between,
+    .take_above = tile_avx512_take_above,
     .pairs = &tile_pairs_avx512,
 };

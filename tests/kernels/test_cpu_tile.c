@@ -359,6 +359,95 @@ static void test_conversions(void **unused)
         }
 }
 
+/* Powers of two within a unit in the last place (libm's within half of one), also in the last, odd vector. */
+static void test_powers(void **unused)
+{
+    (void)unused;
+    enum { STRIDE = 272 };
+    const struct tile *tile;
+    for (int k = 0; (tile = tile_number(k)); k++)
+        for (int n = 16; n <= 256; n += 16)
+            for (int n_q = 1; n_q <= 4; n_q++) {
+                static float s[4 * STRIDE], x[4 * STRIDE];
+                float m[4], sum[4];
+                for (int i = 0; i < 4 * STRIDE; i++) s[i] = x[i] = unit() * (i % 2 ? 60.0f : 3.0f);
+                tile->powers(s, STRIDE, n_q, n, m, sum);
+                for (int i = 0; i < n_q; i++) {
+                    float top = -INFINITY;
+                    double all = 0;
+                    for (int j = 0; j < n; j++) top = fmaxf(top, x[i * STRIDE + j]);
+                    assert_true(m[i] == top);
+                    for (int j = 0; j < STRIDE; j++) {
+                        float y = s[i * STRIDE + j];
+                        if (j >= n) {
+                            assert_true(y == x[i * STRIDE + j]);
+                            continue;
+                        }
+                        double e = exp2((double)(x[i * STRIDE + j] - top)), ulp = ldexp(1, ilogb(e) - 23);
+                        if (!(fabs((double)y - e) <= 1.01 * ulp))
+                            fail_msg("2^%.9g is off by %.2f units in the last place",
+                                     (double)(x[i * STRIDE + j] - top), fabs((double)y - e) / ulp);
+                        all += (double)y;
+                    }
+                    assert_true(fabs((double)sum[i] - all) < 1e-5 * all);
+                }
+            }
+}
+
+/* -inf weighs next to nothing, NaN is not hidden; no score at all. */
+static void test_powers_of_nothing(void **unused)
+{
+    (void)unused;
+    const struct tile *tile;
+    for (int k = 0; (tile = tile_number(k)); k++) {
+        float s[3 * 16], m[3], sum[3];
+        for (int i = 0; i < 48; i++) s[i] = i < 16 ? -INFINITY : i == 20 ? NAN : i % 2 ? -500 : 2;
+        tile->powers(s, 16, 3, 16, m, sum);
+        assert_true(m[0] == -INFINITY && sum[0] < 0x1p-100f && m[1] == 2 && isnan(sum[1]) && m[2] == 2 &&
+                    sum[2] == 8);
+        for (int i = 0; i < 48; i++) {
+            if (i == 20) assert_true(isnan(s[i]));
+            else if (i < 16 || i % 2) assert_true(s[i] >= 0 && s[i] <= 0x1p-126f);
+            else assert_true(s[i] == 1);
+        }
+    }
+}
+
+static int32_t key_of(float f)
+{
+    int32_t i;
+    f += 0.0f;
+    memcpy(&i, &f, sizeof i);
+    return isnan(f) ? INT32_MIN + 1 : i < 0 ? i ^ INT32_MAX : i;
+}
+
+/* Keys are ordered as the sums are; in place, too. */
+static void test_order(void **unused)
+{
+    (void)unused;
+    static const float edges[] = {0,   -0.0f, 1,      -1,      INFINITY, -INFINITY,
+                                  NAN, -NAN,  1e-45f, -1e-45f, 3e38f,    -3e38f};
+    const struct tile *tile;
+    for (int k = 0; (tile = tile_number(k)); k++) {
+        int32_t key[17], expected[16];
+        float one = 1, x[16], s[3 * 32], factor[3] = {0.5f, 2, 4};
+        for (int j = 0; j < 16; j++) x[j] = edges[(unsigned)j % 12];
+        for (int j = 0; j < 16; j++) expected[j] = key_of(x[j]);
+        key[16] = 7;
+        tile->order(key, x, 16, &one, 1, 16);
+        assert_memory_equal(key, expected, sizeof expected);
+        assert_int_equal(key[16], 7);
+        assert_true(key[0] == 0 && key[1] == 0 && key[5] < key[11] && key[6] == INT32_MIN + 1 &&
+                    key[6] < key[5]);
+        /* sums of few bits, which are exact */
+        for (int j = 0; j < 96; j++) s[j] = (float)(random_bits() % 64) - 32;
+        for (int j = 0; j < 16; j++)
+            expected[j] = key_of(s[j] * factor[0] + s[32 + j] * factor[1] + s[64 + j] * factor[2]);
+        tile->order((int32_t *)(void *)s, s, 32, factor, 3, 16);
+        assert_memory_equal(s, expected, sizeof expected);
+    }
+}
+
 static void test_count(void **unused)
 {
     (void)unused;
@@ -376,16 +465,66 @@ static void test_count(void **unused)
         }
 }
 
-/* Codes: every width that heads may have, the largest products, bytes behind a row that must not count. */
-static void check_code_dots(const struct tile *t, enum summary_type type, int E, int n_q, bool extreme)
+static void test_list(void **unused)
 {
+    (void)unused;
+    const struct tile *tile;
+    for (int k = 0; (tile = tile_number(k)); k++)
+        for (int n = 0; n <= 160; n += 16)
+            for (int round = 0; round < 20; round++) {
+                int32_t key[160], list[160 + 16], expected[160];
+                int32_t low = (int32_t)(random_bits() % 30) - 15, high = low + (int32_t)(random_bits() % 10),
+                        count = 0;
+                for (int i = 0; i < n; i++) {
+                    key[i] = round == 0 ? low : (int32_t)(random_bits() % 30) - 15;
+                    if (key[i] >= low && key[i] <= high) expected[count++] = key[i];
+                }
+                for (int i = n; i < n + 16; i++) list[i] = 77;
+                assert_int_equal(tile->list_between(list, key, n, low, high), count);
+                assert_memory_equal(list, expected, (size_t)count * sizeof *list);
+                assert_int_equal(list[n + 15], 77);
+            }
+}
+
+/* Those above the limit and the first of those equal to it; nothing behind them is written. */
+static void test_take(void **unused)
+{
+    (void)unused;
+    const struct tile *tile;
+    for (int k = 0; (tile = tile_number(k)); k++)
+        for (int n = 1; n <= 200; n++)
+            for (int n_ties = 0; n_ties < 4; n_ties++) {
+                int32_t key[208], index[201], expected[200];
+                int above = 0, ties = 0, taken = 0;
+                for (int i = 0; i < 208; i++) key[i] = i < n ? (int32_t)(random_bits() % 8) : INT32_MIN;
+                for (int i = 0; i < n; i++) above += key[i] > 5, ties += key[i] == 5;
+                int more = n_ties < ties ? n_ties : ties;
+                for (int i = 0, left = more; i < n; i++)
+                    if (key[i] > 5 || (key[i] == 5 && left-- > 0)) expected[taken++] = 1000 + i;
+                assert_int_equal(taken, above + more);
+                index[taken] = 77;
+                tile->take_above(index, taken, key, 1000, 5, more);
+                assert_memory_equal(index, expected, (size_t)taken * sizeof *index);
+                assert_int_equal(index[taken], 77);
+            }
+}
+
+/* Codes: every width that heads may have, the largest products, bytes behind a row that must not count, runs of every
+ * length. The sums are exact and what follows has one order, so that all instruction sets agree to the bit. */
+static void check_code_scores(const struct tile *t, enum summary_type type, int E, int n_q, int length,
+                              bool extreme)
+{
+    enum { STRIDE = 80 };
     static struct tile_codes q;
     static int code[ROWS][2][TILE_MAX_E];
-    static int32_t c[QUERIES * TILE_COLS], u[QUERIES * TILE_COLS];
+    static char runs[ROWS * (2 * TILE_MAX_E + 64)];
+    static float s[QUERIES * STRIDE];
+    uint16_t scale[ROWS][2];
     int half = type == SUMMARY_Q4 ? E / 2 : E,
         padded = (half + TILE_CODE_PAD - 1) / TILE_CODE_PAD * TILE_CODE_PAD;
     q = (struct tile_codes){.type = type, .n_q = n_q, .E = E, .length = E / half * padded};
-    for (int i = 0; i < n_q; i++)
+    for (int i = 0; i < n_q; i++) {
+        q.scale[i] = unit();
         for (int e = 0; e < E; e++) {
             int k = extreme ? (i % 2 ? 127 : -127) : (int)(random_bits() % 255) - 127,
                 at = e < half ? e : padded + e - half;
@@ -393,69 +532,99 @@ static void check_code_dots(const struct tile *t, enum summary_type type, int E,
             q.abs[i][at] = (int8_t)abs(k);
             q.sum[i] += k;
         }
-    memset(memory, 0xee, sizeof memory);
-    for (int r = 0; r < ROWS; r++) {
-        char *row = memory + (size_t)r * (WIDTH * 4 + 2) + 2;
-        row_at[r] = row;
-        for (int e = 0; e < E; e++) {
-            bool q8 = type == SUMMARY_Q8;
-            int x = q8 ? (int)(random_bits() % 255) - 127 : (int)(random_bits() % 15) - 7;
-            int y = (int)(random_bits() % (q8 ? 128 : 16));
-            if (extreme) x = q8 ? -127 : -7, y = q8 ? 127 : 15;
-            code[r][0][e] = x;
-            code[r][1][e] = y;
-            if (q8) {
-                row[e] = (char)x;
-                row[E + e] = (char)y;
-            } else if (e < half) {
-                row[e] = (char)(x + 8);
-                row[half + e] = (char)y;
-            } else {
-                row[e - half] = (char)(row[e - half] | (x + 8) << 4);
-                row[e] = (char)(row[e] | y << 4);
-            }
-        }
     }
-    for (int n = 4; n <= ROWS; n += 20) {
-        memset(c, 0x55, sizeof c);
-        memset(u, 0x55, sizeof u);
-        t->code_dots(c, u, &q, row_at, n % 8 ? NULL : row_at, n);
-        for (int i = 0; i < n_q; i++)
-            for (int r = 0; r < ROWS; r++) {
+    memset(runs, 0xee, sizeof runs);
+    struct tile_run run[ROWS + TILE_AHEAD];
+    int stride = type == SUMMARY_Q8 ? 2 * E : E, n_runs = 0;
+    char *to = runs + 2;
+    for (int r = 0; r < ROWS; r += length, n_runs++) {
+        int n = r + length <= ROWS ? length : ROWS - r;
+        run[n_runs] = (struct tile_run){to, (const char *)scale[r], n};
+        for (int j = r; j < r + n; j++, to += stride)
+            for (int e = 0; e < E; e++) {
+                bool q8 = type == SUMMARY_Q8;
+                int x = q8 ? (int)(random_bits() % 255) - 127 : (int)(random_bits() % 15) - 7;
+                int y = (int)(random_bits() % (q8 ? 128 : 16));
+                if (extreme) x = q8 ? -127 : -7, y = q8 ? 127 : 15;
+                code[j][0][e] = x;
+                code[j][1][e] = y;
+                if (q8) {
+                    to[e] = (char)x;
+                    to[E + e] = (char)y;
+                } else if (e < half) {
+                    to[e] = (char)(x + 8);
+                    to[half + e] = (char)y;
+                } else {
+                    to[e - half] = (char)(to[e - half] | (x + 8) << 4);
+                    to[e] = (char)(to[e] | y << 4);
+                }
+            }
+        to += length % 3; /* runs lie anywhere */
+    }
+    for (int j = 0; j < ROWS; j++)
+        for (int v = 0; v < 2; v++) scale[j][v] = dtype_bf16_from_f32(fabsf(unit()));
+    for (int n = 1, columns = 0; n <= n_runs; n++) {
+        columns += run[n - 1].n;
+        fill_nan(s, QUERIES * STRIDE);
+        t->code_scores(s, STRIDE, &q, run, n, n % 2 ? 0 : n_runs - n, 0.3f);
+        for (int i = 0; i < QUERIES; i++)
+            for (int j = 0; j < STRIDE; j++) {
+                if (i >= n_q || j >= columns) {
+                    assert_true(isnan(s[i * STRIDE + j]));
+                    continue;
+                }
                 int32_t x = 0, y = 0;
                 for (int e = 0; e < E; e++) {
                     int at = e < half ? e : padded + e - half;
-                    x += q.q[i][at] * code[r][0][e];
-                    y += q.abs[i][at] * code[r][1][e];
+                    x += q.q[i][at] * code[j][0][e];
+                    y += q.abs[i][at] * code[j][1][e];
                 }
-                assert_int_equal(c[i * TILE_COLS + r], r < n ? x : 0x55555555);
-                assert_int_equal(u[i * TILE_COLS + r], r < n ? y : 0x55555555);
+                float scale_c = dtype_f32_from_bf16(scale[j][0]),
+                      scale_u = dtype_f32_from_bf16(scale[j][1]) * 0.3f;
+                float expected = ((float)x * scale_c + (float)y * scale_u) * q.scale[i];
+                if (dtype_f32_bits(s[i * STRIDE + j]) != dtype_f32_bits(expected))
+                    fail_msg("width %d, runs of %d, query %d, page %d: got %.9g, expected %.9g", E, length, i,
+                             j, (double)s[i * STRIDE + j], (double)expected);
             }
     }
 }
 
-static void test_code_dots(void **unused)
+static void test_code_scores(void **unused)
 {
     (void)unused;
     static const int widths[] = {2, 6, 30, 62, 64, 66, 80, 96, 128, 130, 192, 256};
+    static const int lengths[] = {16, 1, 4, 10, 11};
     const struct tile *t;
     for (int k = 0; (t = tile_number(k)); k++)
         for (size_t i = 0; i < sizeof widths / sizeof *widths; i++)
-            for (int n_q = 1; n_q <= QUERIES; n_q += 4)
+            for (int n_q = 1; n_q <= QUERIES; n_q += n_q < 4 ? 1 : 3)
                 for (int extreme = 0; extreme < 2; extreme++) {
-                    check_code_dots(t, SUMMARY_Q4, widths[i], n_q, extreme);
-                    check_code_dots(t, SUMMARY_Q8, widths[i], n_q, extreme);
+                    int length = lengths[(i + (size_t)n_q + (size_t)extreme) % 5];
+                    check_code_scores(t, SUMMARY_Q4, widths[i], n_q, length, extreme);
+                    check_code_scores(t, SUMMARY_Q8, widths[i], n_q, length, extreme);
+                    if (widths[i] == 64 || widths[i] == 128)
+                        check_code_scores(t, SUMMARY_Q4, widths[i], n_q, 16, extreme);
                 }
 }
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_code_dots),    cmocka_unit_test(test_products),
-        cmocka_unit_test(test_values),       cmocka_unit_test(test_pairs_products),
-        cmocka_unit_test(test_pairs_values), cmocka_unit_test(test_pairs_weights),
-        cmocka_unit_test(test_weights),      cmocka_unit_test(test_maximum),
-        cmocka_unit_test(test_conversions),  cmocka_unit_test(test_count),
+        cmocka_unit_test(test_code_scores),
+        cmocka_unit_test(test_powers),
+        cmocka_unit_test(test_powers_of_nothing),
+        cmocka_unit_test(test_order),
+        cmocka_unit_test(test_list),
+        cmocka_unit_test(test_take),
+        cmocka_unit_test(test_products),
+        cmocka_unit_test(test_values),
+        cmocka_unit_test(test_pairs_products),
+        cmocka_unit_test(test_pairs_values),
+        cmocka_unit_test(test_pairs_weights),
+        cmocka_unit_test(test_weights),
+        cmocka_unit_test(test_maximum),
+        cmocka_unit_test(test_conversions),
+        cmocka_unit_test(test_count),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
