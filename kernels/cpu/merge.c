@@ -7,9 +7,8 @@
  *                    O <- (a O' + c O) / (a + c),  lse <- n + ln(a + c)
  *
  * Splits are added in ascending order. A revised row that attended to nothing keeps its cached output to the
- * bit. One task is one kv head of one span: it reads and then sets that head's last_loaded, so nothing is
- * shared but the counters, which are added with relaxed atomics (sums of integers do not depend on the
- * order). */
+ * bit. One task is one attended head of a span, or what its kv head's last_loaded says and then becomes: so nothing is
+ * shared but the counters, which are added with relaxed atomics (sums of integers do not depend on the order). */
 #include <math.h>
 
 #include "kernels/cpu/attention.h"
@@ -66,27 +65,56 @@ static float fold(float *o, const float *cached, float lse, float cached_lse, in
     return n + logf(a + c);
 }
 
+/* Marks the n pages as loaded, the latest of which may not be full. Returns how many pages the revised rows met. */
+static int64_t mark_pages(int32_t *last_loaded, const struct decode_span *s, const int32_t *page, int n,
+                          int P)
+{
+    int64_t met = 0;
+    int oldest = s->position - s->n_rows + 1;
+    for (int j = 0; j < n && s->n_rows == 1; j++) last_loaded[page[j]] = s->position;
+    /* No branch on what is found: it cannot be guessed. */
+    for (int j = 0; j < n && s->n_rows > 1; j++) {
+        int start = page[j] * P, from = last_loaded[page[j]] + 1;
+        from = from > start ? from : start;
+        from = from > oldest ? from : oldest;
+        met += s->position > from ? s->position - from : 0;
+        last_loaded[page[j]] = s->position;
+    }
+    return met;
+}
+
+/* The same where a row sees the newest `window` keys alone. */
+static int64_t mark_window(int32_t *last_loaded, const struct decode_span *s, const int32_t *page, int n,
+                           int P, int window)
+{
+    int64_t met = 0;
+    int oldest = s->position - s->n_rows + 1;
+    for (int j = 0; j < n; j++) {
+        int start = page[j] * P, end = start + P - 1 < s->position ? start + P - 1 : s->position;
+        int from = last_loaded[page[j]] + 1, to = s->position - 1;
+        from = from > start ? from : start;
+        from = from > oldest ? from : oldest;
+        to = to < end + window - 1 ? to : end + window - 1;
+        met += to >= from ? to - from + 1 : 0;
+        last_loaded[page[j]] = s->position;
+    }
+    return met;
+}
+
 /* Counts what the span did with this kv head, then marks its pages as loaded. */
 static void close_pages(const struct merge *a, const struct decode_span *s, int kv_head, const int32_t *page,
                         int n)
 {
     const struct dims *m = a->m;
-    int window = a->kv->sliding_window, oldest = s->position - s->n_rows + 1;
-    int lo = first_visible(s->position, window);
+    int window = a->kv->sliding_window, lo = first_visible(s->position, window);
     int32_t *last_loaded = kv_last_loaded(a->kv, m, s->slot, kv_head, 0);
-    int64_t met = 0, read = 0;
-    for (int j = 0; j < n; j++) {
-        int start = page[j] * m->P, end = start + m->P - 1 < s->position ? start + m->P - 1 : s->position;
-        read += end - (start > lo ? start : lo) + 1;
-        /* Revised rows that have not met the page and may see a key of it: `from` to `to`. No branch on what is
-         * found: it cannot be guessed. */
-        int seen = last_loaded[page[j]], from = seen + 1 > start ? seen + 1 : start, to = s->position - 1;
-        from = from < oldest ? oldest : from;
-        if (window && to > end + window - 1) to = end + window - 1;
-        int more = to - from + 1;
-        met += more & ~(more >> 31);
-        last_loaded[page[j]] = s->position;
-    }
+    int64_t met = window ? mark_window(last_loaded, s, page, n, m->P, window)
+                         : mark_pages(last_loaded, s, page, n, m->P);
+    /* Pages are whole but for the first, of which the window may begin later, and the last, which may not be full. */
+    int64_t read = (int64_t)n * m->P;
+    if (n > 0 && lo > page[0] * m->P) read -= lo - page[0] * m->P;
+    if (n > 0 && (page[n - 1] + 1) * m->P > s->position + 1)
+        read -= (page[n - 1] + 1) * m->P - s->position - 1;
     if (!m->kv_owner) return;
     int64_t *counter = a->counters + (size_t)s->slot * COUNTER_COUNT, add[COUNTER_COUNT] = {0};
     struct candidates c = candidates_of(s, a->kv, m);
@@ -100,32 +128,37 @@ static void close_pages(const struct merge *a, const struct decode_span *s, int 
     for (int i = 0; i < COUNTER_COUNT; i++) __atomic_fetch_add(&counter[i], add[i], __ATOMIC_RELAXED);
 }
 
+static void merge_head(const struct merge *a, const struct decode_span *s, int head, int n_splits)
+{
+    const struct dims *m = a->m;
+    float o[TILE_MAX_E];
+    for (int i = 0; i < s->n_rows; i++) {
+        int r = s->position - s->n_rows + 1 + i;
+        float *cached = cache_out(a->kv, m, s->slot, r, head),
+              *cached_lse = cache_lse(a->kv, m, s->slot, r, head);
+        float lse = combine_parts(a, o, s->row0 + i, n_splits, head);
+        if (r < s->position) lse = fold(o, cached, lse, *cached_lse, m->E);
+        if (s->keep) {
+            memcpy(cached, o, (size_t)m->E * sizeof(float));
+            *cached_lse = lse;
+        }
+        size_t at = ((size_t)(s->row0 + i) * (size_t)m->Hr + (size_t)head) * (size_t)m->E;
+        a->tile->narrow(a->out + at * dtype_bytes(m->act), o, m->E, m->act);
+    }
+}
+
+/* Task: (span, kv head, 1 + G); the first one of a kv head for its pages, which takes longest. */
 static void merge_task(void *arg, int task, int thread)
 {
     const struct merge *a = arg;
     const struct dims *m = a->m;
     (void)thread;
-    int span = task / m->Kr, kv_head = task % m->Kr;
-    const struct decode_span *s = &a->b->host_decode[span];
-    int n_pages = a->count[span * m->Kr + kv_head], n_splits = splits_of(n_pages, m);
-    int first, n_heads = attended_heads(m, kv_head, &first);
-    float o[TILE_MAX_E];
-    for (int i = 0; i < s->n_rows; i++) {
-        int r = s->position - s->n_rows + 1 + i;
-        for (int h = first - m->head_off; h < first - m->head_off + n_heads; h++) {
-            float *cached = cache_out(a->kv, m, s->slot, r, h),
-                  *cached_lse = cache_lse(a->kv, m, s->slot, r, h);
-            float lse = combine_parts(a, o, s->row0 + i, n_splits, h);
-            if (r < s->position) lse = fold(o, cached, lse, *cached_lse, m->E);
-            if (s->keep) {
-                memcpy(cached, o, (size_t)m->E * sizeof(float));
-                *cached_lse = lse;
-            }
-            size_t at = ((size_t)(s->row0 + i) * (size_t)m->Hr + (size_t)h) * (size_t)m->E;
-            a->tile->narrow(a->out + at * dtype_bytes(m->act), o, m->E, m->act);
-        }
-    }
-    close_pages(a, s, kv_head, a->pages + (size_t)task * (size_t)(m->C / m->P), n_pages);
+    int list = task / (1 + m->G), h = task % (1 + m->G) - 1, kv_head = list % m->Kr, n_pages = a->count[list],
+        first;
+    const struct decode_span *s = &a->b->host_decode[list / m->Kr];
+    if (h < 0) close_pages(a, s, kv_head, a->pages + (size_t)list * (size_t)(m->C / m->P), n_pages);
+    else if (h < attended_heads(m, kv_head, &first))
+        merge_head(a, s, first - m->head_off + h, splits_of(n_pages, m));
 }
 
 void cpu_merge(struct device *d, void *out, const void *part, const struct kv_layer *kv, const int32_t *pages,
@@ -133,5 +166,5 @@ void cpu_merge(struct device *d, void *out, const void *part, const struct kv_la
 {
     ASSERT(m->E <= TILE_MAX_E && part_of(part, m).splits <= MAX_SPLITS);
     struct merge a = {tile_of(cpu_isa_of(d)), out, part_of(part, m), kv, pages, count, counters, b, m};
-    if (b->n_decode > 0) cpu_parallel(d, merge_task, &a, b->n_decode * m->Kr);
+    if (b->n_decode > 0) cpu_parallel(d, merge_task, &a, b->n_decode * m->Kr * (1 + m->G));
 }
