@@ -42,7 +42,7 @@ struct tile_codes {
 };
 
 /* Pages whose summaries have codes and lie one behind the other; scales: pairs of bf16, scale_c in the low half. */
-enum { TILE_RUN = 16, TILE_AHEAD = 4 };
+enum { TILE_RUN = 16, TILE_AHEAD = 8 };
 struct tile_run {
     const char *codes, *scales;
     int n; /* at most TILE_RUN */

@@ -1,5 +1,6 @@
 /* tile_codes_avx512.c - tile primitives of choosing pages with AVX-512 (F, BW, VL, DQ, VNNI): sums of codes and what is
- * done with the keys that the scores become. */
+ * done with the keys that the scores become. The order of loads keeps the first cache's prefetchers from guessing what lies
+ * behind a block's pages (tile_pairs_avx512.c). */
 #include <immintrin.h>
 
 #include "kernels/cpu/attention.h"
@@ -66,12 +67,18 @@ INLINE __m512i high_nibbles(__m512i x) { return low_nibbles(_mm512_srli_epi16(x,
 
 enum { CODE_Q = 4 }; /* queries at once: two chains and two registers of codes each, beside eight of pages */
 
+static const int ROW_ORDER[4] = {1, 3, 0, 2};
+
 /* x[j]: words j, j + 4, j + 8, j + 12 of 64 bytes of four rows, those of the same place side by side. */
 INLINE void turn(__m512i x[4], const char *const *row, int offset)
 {
     __m512i r[4];
 #pragma GCC unroll 4
-    for (int i = 0; i < 4; i++) r[i] = _mm512_loadu_si512(row[i] + offset);
+    for (int i = 0; i < 4; i++) {
+        int k = ROW_ORDER[i];
+        r[k] = _mm512_loadu_si512(row[k] + offset);
+        __asm__ volatile("" : "+v"(r[k])); /* keeps the order */
+    }
     __m512i a = _mm512_unpacklo_epi32(r[0], r[1]), b = _mm512_unpackhi_epi32(r[0], r[1]);
     __m512i c = _mm512_unpacklo_epi32(r[2], r[3]), d = _mm512_unpackhi_epi32(r[2], r[3]);
     x[0] = _mm512_unpacklo_epi64(a, c);
@@ -104,13 +111,13 @@ INLINE __m512i add_quarters(__m512i a, __m512i b)
 }
 
 /* sum[i]: of the products of 64 bytes of eight pages with query i, the quarters' neighbours added: quarters 0 and 1 the
- * first four pages. */
+ * first four pages. begin: which four are loaded first. */
 INLINE void eight_pages(__m512i sum[CODE_Q], const char *const *row, int offset, const __m512i w[][4][2],
-                        const int NQ)
+                        const int begin, const int NQ)
 {
     __m512i x[2][4], a[CODE_Q][2];
-    turn(x[0], row, offset);
-    turn(x[1], row + 4, offset);
+    turn(x[begin], row + 4 * begin, offset);
+    turn(x[!begin], row + 4 * !begin, offset);
 #pragma GCC unroll 4
     for (int i = 0; i < NQ; i++) a[i][0] = a[i][1] = _mm512_setzero_si512();
 #pragma GCC unroll 4
@@ -136,14 +143,15 @@ INLINE void eight_pages(__m512i sum[CODE_Q], const char *const *row, int offset,
 
 /* Scores (NQ,s_stride) of 16 pages of width 64 or 128 with queries i0 .., of which the first n are written. */
 INLINE void score_pages(float *s, size_t s_stride, const struct tile_codes *q, int i0, const char *const *row,
-                        const void *scales, int n, __m512 alpha, const __m512i w[2][CODE_Q][4][2], const int E,
-                        const int NQ)
+                        const void *scales, int n, __m512 alpha, const __m512i w[2][CODE_Q][4][2],
+                        const int E, const int NQ)
 {
     __m512i sum[2][2][CODE_Q], pair = _mm512_loadu_si512(scales);
 #pragma GCC unroll 2
     for (int v = 0; v < E / 64; v++)
 #pragma GCC unroll 2
-        for (int half = 0; half < 2; half++) eight_pages(sum[v][half], row + 8 * half, 64 * v, w[v], NQ);
+        for (int half = 0; half < 2; half++)
+            eight_pages(sum[v][half], row + 8 * half, 64 * v, w[v], half, NQ);
     __m512 scale_c = _mm512_castsi512_ps(_mm512_slli_epi32(pair, 16));
     __m512 scale_u = _mm512_castsi512_ps(_mm512_and_si512(pair, _mm512_set1_epi32((int)0xffff0000u)));
     scale_u = _mm512_mul_ps(scale_u, alpha);
@@ -182,8 +190,8 @@ INLINE void score_queries(float *s, size_t s_stride, const struct tile_codes *q,
     while (run < end) {
         if (run->n == TILE_RUN) {
             const char *row[TILE_RUN];
-#pragma GCC unroll 16
-            for (int j = 0; j < TILE_RUN; j++) row[j] = run->codes + j * E; /* no memory: addresses only */
+#pragma GCC unroll 16 /* then they are no memory, but part of the loads */
+            for (int j = 0; j < TILE_RUN; j++) row[j] = run->codes + j * E;
             score_pages(s, s_stride, q, i0, row, run->scales, TILE_RUN, _mm512_set1_ps(alpha), w, E, NQ);
             run++;
             s += TILE_RUN;
@@ -197,21 +205,21 @@ INLINE void score_queries(float *s, size_t s_stride, const struct tile_codes *q,
     }
 }
 
-INLINE void score_q4(float *s, size_t s_stride, const struct tile_codes *q, const struct tile_run *run, int n_runs,
-                     int n_ahead, float alpha, const int E)
+INLINE void score_q4(float *s, size_t s_stride, const struct tile_codes *q, const struct tile_run *run,
+                     int n_runs, int n_ahead, float alpha, const int E)
 {
     int i = 0;
     for (; i + 4 <= q->n_q; i += 4) {
         score_queries(s, s_stride, q, i, run, n_runs, n_ahead, alpha, E, 4);
-        n_ahead = -n_runs; /* once is enough */
+        n_ahead = -n_runs; /* once is enough: no run is left to ask for */
     }
     if (q->n_q - i == 3) score_queries(s, s_stride, q, i, run, n_runs, n_ahead, alpha, E, 3);
     else if (q->n_q - i == 2) score_queries(s, s_stride, q, i, run, n_runs, n_ahead, alpha, E, 2);
     else if (q->n_q - i == 1) score_queries(s, s_stride, q, i, run, n_runs, n_ahead, alpha, E, 1);
 }
 
-void tile_avx512_code_scores(float *s, size_t s_stride, const struct tile_codes *q, const struct tile_run *run,
-                             int n_runs, int n_ahead, float alpha)
+void tile_avx512_code_scores(float *s, size_t s_stride, const struct tile_codes *q,
+                             const struct tile_run *run, int n_runs, int n_ahead, float alpha)
 {
     if (q->type == SUMMARY_Q4 && q->E == 64) score_q4(s, s_stride, q, run, n_runs, n_ahead, alpha, 64);
     else if (q->type == SUMMARY_Q4 && q->E == 128) score_q4(s, s_stride, q, run, n_runs, n_ahead, alpha, 128);
