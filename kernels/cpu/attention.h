@@ -100,8 +100,10 @@ struct tile {
     void (*order)(int32_t *key, const float *s, size_t s_stride, const float *factor, int n_q, int n);
     /* How many of key (n, a multiple of 16) are at least `limit`. */
     int (*count_at_least)(const int32_t *key, int n, int32_t limit);
-    /* list (at most n + 15) = the keys (n, a multiple of 16) from `low` to `high`; how many. */
-    int (*list_between)(int32_t *list, const int32_t *key, int n, int32_t low, int32_t high);
+    /* list = the keys (n, a multiple of 16) from `low` to `high`, the first `room` of them; returns how many there are.
+     * over: how many are above `high`. */
+    int (*list_between)(int32_t *list, int room, int *over, const int32_t *key, int n, int32_t low,
+                        int32_t high);
     /* index (n_taken) = first + j, ascending, of the keys above `limit` and the first n_ties of those equal to it: so
      * many there are. Keys are read up to a multiple of 16. */
     void (*take_above)(int32_t *index, int n_taken, const int32_t *key, int first, int32_t limit, int n_ties);
@@ -165,7 +167,8 @@ static inline int tile_take_runs(struct tile_pages *to, const struct tile_run **
     return n;
 }
 
-int tile_list_between(int32_t *list, const int32_t *key, int n, int32_t low, int32_t high);
+int tile_list_between(int32_t *list, int room, int *over, const int32_t *key, int n, int32_t low,
+                      int32_t high);
 void tile_take_above(int32_t *index, int n_taken, const int32_t *key, int first, int32_t limit, int n_ties);
 /* What needs no more than AVX2 serves both; the last are in tile_codes_avx512.c. */
 float tile_avx2_largest(const float *x, int n);
@@ -175,7 +178,8 @@ void tile_avx2_code_scores(float *s, size_t s_stride, const struct tile_codes *q
 void tile_avx512_code_scores(float *s, size_t s_stride, const struct tile_codes *q,
                              const struct tile_run *run, int n_runs, int n_ahead, float alpha);
 int tile_avx512_count_at_least(const int32_t *key, int n, int32_t limit);
-int tile_avx512_list_between(int32_t *list, const int32_t *key, int n, int32_t low, int32_t high);
+int tile_avx512_list_between(int32_t *list, int room, int *over, const int32_t *key, int n, int32_t low,
+                             int32_t high);
 void tile_avx512_take_above(int32_t *index, int n_taken, const int32_t *key, int first, int32_t limit,
                             int n_ties);
 const struct tile *tile_of(enum cpu_isa isa);

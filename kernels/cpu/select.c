@@ -11,8 +11,8 @@
  * mean over heads). The page of the new position and the first n_sink pages are chosen whatever they score,
  * then the best others until n_select are chosen; with SCORE_GROUP_RECENT the last ones, and nothing is scored.
  *
- * Two passes: scores, a task being a stretch of 256 pages of one kv head of one span, kv heads of a stretch one after
- * the other because their summaries lie side by side; then one task a kv head and span for reducing and choosing.
+ * Two passes: scores, in stretches of 256 pages of one kv head of one span, of which each thread has a share that the
+ * kv heads of a stretch are close in, because their summaries lie side by side; then one task a kv head and span for reducing and choosing.
  * A softmax is taken stretch by stretch where the scores are still at hand: 2^(score - m) of scores times 1 / ln 2,
  * with the stretch's own maximum m, and their sum; the second pass multiplies each stretch by 2^(m - M) / L. Choosing
  * is linear: scores become integers of the same order, a sample of them brackets the n-th largest, those within the
@@ -27,8 +27,8 @@
 #include "kernels/cpu/cpu.h"
 #include "runtime/base/die.h"
 
-/* A list of keys within a bracket is at most MAX_LISTED long; what is shorter than MIN_SAMPLED is bisected at once. */
-enum { SCORE_PAGES = 256, MAX_LISTED = 4096, MIN_SAMPLED = 2048 };
+/* Of MIN_SAMPLED keys or more a sample is taken; fewer are bisected at once. */
+enum { SCORE_PAGES = 256, MIN_SAMPLED = 2048, SAMPLE = 512 };
 
 static const float LOG2_E = 0x1.715476p+0f;
 
@@ -40,7 +40,7 @@ struct select {
     const struct kv_layer *kv;
     const struct batch *b;
     const struct dims *m;
-    int stretches; /* tasks of the first pass per span and kv head */
+    int stretches, n_shares; /* stretches per span and kv head; tasks of the first pass */
 };
 
 static size_t score_stride(const struct dims *m)
@@ -77,33 +77,59 @@ static void bound_query(float *w, const float *q, float alpha, float scale, int 
     }
 }
 
-/* Candidates [from,to) of the score task, those that there are; {0,0} behind the last task. */
-static struct candidates task_candidates(const struct select *a, int task, const struct decode_span **span)
+/* A stretch of a kv head's candidates, and how the thread's share goes on: stretches [index,end) of this kv head, then
+ * those of the next one. */
+struct stretch {
+    const struct decode_span *s;
+    int span, kv_head, index, end;
+    int from, to; /* the share, in stretches of all kv heads */
+    struct candidates all;
+};
+
+/* The share's next stretch; false at its end. At first index = end, kv_head = -1 and span that of `from`. */
+static bool next_stretch(const struct select *a, struct stretch *at)
 {
-    int at = task / a->m->Kr, from = at % a->stretches * SCORE_PAGES;
-    if (at >= a->b->n_decode * a->stretches) return (struct candidates){0};
-    *span = &a->b->host_decode[at / a->stretches];
-    struct candidates c = candidates_of(*span, a->kv, a->m);
-    if (!scores_pages(*span, c) || from >= c.n) return (struct candidates){0};
-    c.first += from;
-    c.n = c.n - from < SCORE_PAGES ? c.n - from : SCORE_PAGES;
-    return c;
+    int Kr = a->m->Kr, per_span = a->stretches * Kr;
+    for (at->index++; at->index >= at->end;) {
+        if (++at->kv_head == Kr) {
+            at->kv_head = 0;
+            at->span++;
+        }
+        int before = at->span * per_span;
+        if (before >= at->to) return false;
+        at->s = &a->b->host_decode[at->span];
+        at->all = candidates_of(at->s, a->kv, a->m);
+        int n = scores_pages(at->s, at->all) ? (at->all.n + SCORE_PAGES - 1) / SCORE_PAGES : 0;
+        int lo = at->from > before ? at->from - before : 0,
+            hi = at->to - before < per_span ? at->to - before : per_span;
+        at->index = (lo - at->kv_head + Kr - 1) / Kr;
+        at->end = (hi - at->kv_head + Kr - 1) / Kr;
+        if (at->end > n) at->end = n;
+    }
+    return true;
 }
 
-/* Runs of the summaries of pages [page,page+n), at most `most` runs. Returns how many. */
-static int list_runs(const struct select *a, struct tile_run *run, int most, const struct decode_span *s,
-                     int kv_head, int page, int n)
+static int stretch_page(const struct stretch *at) { return at->all.first + at->index * SCORE_PAGES; }
+static int stretch_pages(const struct stretch *at)
+{
+    int left = at->all.n - at->index * SCORE_PAGES;
+    return left < SCORE_PAGES ? left : SCORE_PAGES;
+}
+
+/* Runs of the summaries of the stretch's pages, at most `most` runs. Returns how many. */
+static int list_runs(const struct select *a, struct tile_run *run, int most, const struct stretch *at)
 {
     const struct dims *m = a->m;
-    int per_block = m->B / m->P, n_runs = 0;
-    const int32_t *block = span_blocks(a->b, m, s->slot) + page / per_block;
+    int per_block = m->B / m->P, page = stretch_page(at), n = stretch_pages(at), n_runs = 0;
+    const int32_t *block = span_blocks(a->b, m, at->s->slot) + page / per_block;
+    size_t codes = kv_summary_offset(m, at->kv_head, 0), scales = kv_scales_offset(m, at->kv_head, 0);
     for (page %= per_block; n > 0 && n_runs < most; page = 0, block++) {
         const char *record = kv_layer_block(a->kv, m, *block);
         for (int length; n > 0 && page < per_block && n_runs < most; page += length, n -= length) {
             length = per_block - page < n ? per_block - page : n;
             length = length < TILE_RUN ? length : TILE_RUN;
-            run[n_runs++] = (struct tile_run){record + kv_summary_offset(m, kv_head, page),
-                                              record + kv_scales_offset(m, kv_head, page), length};
+            run[n_runs++] = (struct tile_run){record + codes + (size_t)page * m->summary_stride,
+                                              record + scales + (size_t)page * SUMMARY_SCALES_BYTES, length};
         }
     }
     return n_runs;
@@ -131,88 +157,101 @@ static void code_queries(const struct select *a, struct tile_codes *to, const fl
     }
 }
 
-/* Scores of candidates c of the task's kv head and of what the next task begins with, which is prefetched: most likely
- * it is this thread's too. */
-static void score_codes(const struct select *a, float *score, const float *q, float scale,
-                        const struct decode_span *s, struct candidates c, int task)
-{
+/* The group's queries as the summaries need them. */
+union queries {
+    float bound[TILE_MAX_G * 2 * TILE_MAX_E];
     struct tile_codes codes;
-    struct tile_run run[SCORE_PAGES + TILE_AHEAD];
-    code_queries(a, &codes, q, scale);
-    int n = list_runs(a, run, SCORE_PAGES, s, task % a->m->Kr, c.first, c.n), n_ahead = 0;
-    const struct decode_span *next_span;
-    struct candidates next = task_candidates(a, task + 1, &next_span);
-    if (next.n > 0)
-        n_ahead = list_runs(a, run + n, TILE_AHEAD, next_span, (task + 1) % a->m->Kr, next.first, next.n);
-    a->tile->code_scores(score, score_stride(a->m), &codes, run, n, n_ahead, s->alpha);
-}
+};
 
-/* Summaries of the at most TILE_COLS pages from `page` on: rows of the cache, zero rows up to TILE_COLS. */
-static int list_rows(const struct select *a, const char **row, const struct decode_span *s, int kv_head,
-                     int page, int n)
+static void prepare_queries(const struct select *a, union queries *to, const struct stretch *at)
 {
     const struct dims *m = a->m;
-    const int32_t *blocks = span_blocks(a->b, m, s->slot);
-    int per_block = m->B / m->P;
+    size_t row = (size_t)(at->s->row0 + at->s->n_rows - 1);
+    const float *q = a->q + (row * (size_t)m->Qr + (size_t)(at->kv_head * m->G)) * (size_t)m->E;
+    float scale = m->attention_scale * (at->s->group == SCORE_GROUP_SOFTMAX ? LOG2_E : 1);
+    if (summary_has_codes(m)) code_queries(a, &to->codes, q, scale);
+    for (int h = 0; h < m->G && !summary_has_codes(m); h++)
+        bound_query(to->bound + h * 2 * m->E, q + h * m->E, at->s->alpha, scale, m->E);
+}
+
+/* Scores of the stretch from codes; what the next one (or NULL) begins with is prefetched. */
+static void score_codes(const struct select *a, float *score, const struct tile_codes *q,
+                        const struct stretch *at, const struct stretch *next)
+{
+    struct tile_run run[SCORE_PAGES + TILE_AHEAD];
+    int n = list_runs(a, run, SCORE_PAGES, at), n_ahead = next ? list_runs(a, run + n, TILE_AHEAD, next) : 0;
+    a->tile->code_scores(score, score_stride(a->m), q, run, n, n_ahead, at->s->alpha);
+}
+
+/* Summaries of the at most TILE_COLS pages from the stretch's `first` on: rows of the cache, zero rows up to TILE_COLS. */
+static int list_rows(const struct select *a, const char **row, const struct stretch *at, int first)
+{
+    const struct dims *m = a->m;
+    const int32_t *blocks = span_blocks(a->b, m, at->s->slot);
+    int per_block = m->B / m->P, page = stretch_page(at) + first, n = stretch_pages(at) - first;
     n = n < 0 ? 0 : n < TILE_COLS ? n : TILE_COLS;
     for (int j = 0; j < n; j++, page++)
         row[j] = kv_layer_block(a->kv, m, blocks[page / per_block]) +
-                 kv_summary_offset(m, kv_head, page % per_block);
+                 kv_summary_offset(m, at->kv_head, page % per_block);
     for (int j = n; j < TILE_COLS; j++) row[j] = tile_zero_row;
     return n;
 }
 
 /* The same from bounds. */
-static void score_bounds(const struct select *a, float *score, const float *q, float scale,
-                         const struct decode_span *s, struct candidates c, int task)
+static void score_bounds(const struct select *a, float *score, const float *q, const struct stretch *at,
+                         const struct stretch *next)
 {
     const struct dims *m = a->m;
-    float w[TILE_MAX_G * 2 * TILE_MAX_E];
     const char *rows[2][TILE_COLS];
-    for (int h = 0; h < m->G; h++) bound_query(w + h * 2 * m->E, q + h * m->E, s->alpha, scale, m->E);
-    int n = list_rows(a, rows[0], s, task % m->Kr, c.first, c.n);
-    for (int at = 0, i = 0; n > 0; at += TILE_COLS, i ^= 1) {
-        int next = list_rows(a, rows[i ^ 1], s, task % m->Kr, c.first + at + TILE_COLS, c.n - at - TILE_COLS);
-        if (next == 0) {
-            const struct decode_span *next_span;
-            struct candidates n_c = task_candidates(a, task + 1, &next_span);
-            if (n_c.n > 0) list_rows(a, rows[i ^ 1], next_span, (task + 1) % m->Kr, n_c.first, n_c.n);
-        }
-        a->tile->dots(score + at, score_stride(m), w, (size_t)(2 * m->E), m->G, rows[i], rows[i ^ 1], 0,
+    int n = list_rows(a, rows[0], at, 0), more;
+    for (int first = 0, i = 0; n > 0; first += TILE_COLS, i ^= 1, n = more) {
+        more = list_rows(a, rows[i ^ 1], at, first + TILE_COLS);
+        if (more == 0 && next) list_rows(a, rows[i ^ 1], next, 0);
+        a->tile->dots(score + first, score_stride(m), q, (size_t)(2 * m->E), m->G, rows[i], rows[i ^ 1], 0,
                       (n + 3) / 4 * 4, 2 * m->E, summary_dtype(m));
-        n = next;
     }
 }
 
-/* Scores of up to SCORE_PAGES candidates for the heads of the group. */
-static void score_task(void *arg, int task, int thread)
+static void score_stretch(const struct select *a, const union queries *q, const struct stretch *at,
+                          const struct stretch *next)
 {
-    const struct select *a = arg;
     const struct dims *m = a->m;
-    (void)thread;
-    int kv_head = task % m->Kr, stretch = task / m->Kr % a->stretches, span = task / m->Kr / a->stretches;
-    const struct decode_span *s;
-    struct candidates c = task_candidates(a, task, &s);
-    if (c.n == 0) return;
-
-    size_t row = (size_t)(s->row0 + s->n_rows - 1), group = (size_t)(span * m->Kr + kv_head) * (size_t)m->G;
-    const float *q = a->q + (row * (size_t)m->Qr + (size_t)(kv_head * m->G)) * (size_t)m->E;
-    float *score = a->score + group * score_stride(m) + stretch * SCORE_PAGES;
-    bool softmax = s->group == SCORE_GROUP_SOFTMAX;
-    float scale = m->attention_scale * (softmax ? LOG2_E : 1);
-    if (summary_has_codes(m)) score_codes(a, score, q, scale, s, c, task);
-    else score_bounds(a, score, q, scale, s, c, task);
-    if (!softmax) return;
+    size_t group = (size_t)(at->span * m->Kr + at->kv_head) * (size_t)m->G, stride = score_stride(m);
+    float *score = a->score + group * stride + at->index * SCORE_PAGES;
+    if (summary_has_codes(m)) score_codes(a, score, &q->codes, at, next);
+    else score_bounds(a, score, q->bound, at, next);
+    if (at->s->group != SCORE_GROUP_SOFTMAX) return;
 
     float top[TILE_MAX_G], sum[TILE_MAX_G];
-    int padded = (c.n + 15) / 16 * 16;
+    int n = stretch_pages(at), padded = (n + 15) / 16 * 16;
     for (int h = 0; h < m->G; h++)
-        for (int j = c.n; j < padded; j++) score[(size_t)h * score_stride(m) + (size_t)j] = -INFINITY;
-    a->tile->powers(score, score_stride(m), m->G, padded, top, sum);
+        for (int j = n; j < padded; j++) score[(size_t)h * stride + (size_t)j] = -INFINITY;
+    a->tile->powers(score, stride, m->G, padded, top, sum);
     for (int h = 0; h < m->G; h++) {
-        size_t at = (group + (size_t)h) * stretch_stride(m) + (size_t)stretch;
-        a->top[at] = top[h];
-        a->sum[at] = sum[h];
+        size_t to = (group + (size_t)h) * stretch_stride(m) + (size_t)at->index;
+        a->top[to] = top[h];
+        a->sum[to] = sum[h];
+    }
+}
+
+/* Task: a thread's share. Within a span it is gone through by kv heads, so that queries are prepared once. */
+static void score_share(void *arg, int task, int thread)
+{
+    const struct select *a = arg;
+    union queries q;
+    int n = a->b->n_decode * a->stretches * a->m->Kr, span = -1, kv_head = -1;
+    struct stretch at = {.from = cpu_share(n, task, a->n_shares), .to = cpu_share(n, task + 1, a->n_shares)},
+                   next;
+    (void)thread;
+    at.span = at.from / (a->stretches * a->m->Kr);
+    at.kv_head = -1;
+    for (bool more = next_stretch(a, &at); more; at = next) {
+        next = at;
+        more = next_stretch(a, &next);
+        if (at.span != span || at.kv_head != kv_head) prepare_queries(a, &q, &at);
+        span = at.span;
+        kv_head = at.kv_head;
+        score_stretch(a, &q, &at, more ? &next : NULL);
     }
 }
 
@@ -271,21 +310,22 @@ static int32_t bisect(const struct tile *tile, const int32_t *key, int padded, i
     return low;
 }
 
-/* The same of many keys, 1 <= n <= padded; above: how many are above the limit. */
-static int32_t nth_largest(const struct tile *tile, const int32_t *key, int padded, int n, int *above)
+/* The same of many keys, 1 <= n <= padded; above: how many are above the limit. list: room for `room` keys, at least as many
+ * as there are but for padding. */
+static int32_t nth_largest(const struct tile *tile, const int32_t *key, int padded, int n, int *above,
+                           int32_t *list, int room)
 {
-    int32_t list[MAX_LISTED + 16], low = INT_MIN, high = INT_MAX;
-    if (padded >= MIN_SAMPLED && padded <= 8 * MAX_LISTED) {
-        /* One vector of eight. Its n-th largest is off by less than a sixteenth of all, or the bracket fails. */
-        int n_sample = 0;
-        for (int j = 0; j + 16 <= padded; j += 128, n_sample += 16) memcpy(list + n_sample, key + j, 64);
-        int rank = (int)((long long)n * n_sample / padded), margin = n_sample / 16;
-        if (rank + margin <= n_sample) low = bisect(tile, list, n_sample, rank + margin, INT_MIN, INT_MAX);
-        if (rank - margin >= 1) high = bisect(tile, list, n_sample, rank - margin, low, INT_MAX);
-        int over = high == INT_MAX ? 0 : tile->count_at_least(key, padded, high + 1);
-        int listed = tile->count_at_least(key, padded, low) - over;
-        if (over < n && over + listed >= n && listed <= MAX_LISTED) {
-            tile->list_between(list, key, padded, low, high);
+    int32_t low = INT_MIN, high = INT_MAX;
+    if (padded >= MIN_SAMPLED) {
+        /* SAMPLE / 16 vectors; their n-th largest is off by less than a sixteenth of all, or the bracket fails. */
+        int vectors = padded / 16;
+        for (int i = 0; i < SAMPLE / 16; i++)
+            memcpy(list + 16 * i, key + (long long)vectors * i / (SAMPLE / 16) * 16, 16 * sizeof *key);
+        int rank = (int)((long long)n * SAMPLE / padded), margin = SAMPLE / 16;
+        if (rank + margin <= SAMPLE) low = bisect(tile, list, SAMPLE, rank + margin, INT_MIN, INT_MAX);
+        if (rank - margin >= 1) high = bisect(tile, list, SAMPLE, rank - margin, low, INT_MAX);
+        int over, listed = tile->list_between(list, room, &over, key, padded, low, high);
+        if (over < n && over + listed >= n && listed + 15 <= room) {
             int end = (listed + 15) / 16 * 16;
             for (int j = listed; j < end; j++) list[j] = INT_MIN;
             int32_t limit = bisect(tile, list, end, n - over, low, high);
@@ -337,7 +377,7 @@ static void choose_task(void *arg, int task, int thread)
     key[c.n - 1] = INT_MAX;
     n_forced++;
     int n = c.n_select > n_forced ? c.n_select : n_forced;
-    int32_t limit = nth_largest(a->tile, key, padded, n, &above);
+    int32_t limit = nth_largest(a->tile, key, padded, n, &above, page, m->C / m->P); /* pages come later */
     a->tile->take_above(page, n, key, c.first, limit, n - above);
     a->count[task] = n;
 }
@@ -363,7 +403,9 @@ void cpu_select(struct device *d, int32_t *pages, int32_t *count, const float *q
                        kv,
                        b,
                        m,
-                       (most + SCORE_PAGES - 1) / SCORE_PAGES};
-    if (most > 0) cpu_parallel(d, score_task, &a, b->n_decode * m->Kr * a.stretches);
+                       .stretches = (most + SCORE_PAGES - 1) / SCORE_PAGES};
+    int stretches = b->n_decode * m->Kr * a.stretches;
+    a.n_shares = stretches < cpu_threads(d) ? stretches : cpu_threads(d);
+    if (most > 0) cpu_parallel(d, score_share, &a, a.n_shares);
     cpu_parallel(d, choose_task, &a, b->n_decode * m->Kr);
 }

@@ -188,13 +188,16 @@ static void order(int32_t *key, const float *s, size_t s_stride, const float *fa
     }
 }
 
-int tile_list_between(int32_t *list, const int32_t *key, int n, int32_t low, int32_t high)
+int tile_list_between(int32_t *list, int room, int *over, const int32_t *key, int n, int32_t low,
+                      int32_t high)
 {
-    int count = 0;
-    for (int j = 0; j < n; j++) { /* no branch: which are taken cannot be guessed */
-        list[count] = key[j];
+    int count = 0, above = 0;
+    for (int j = 0; j < n; j++) { /* no branch on the key: which are taken cannot be guessed */
+        if (count < room) list[count] = key[j];
         count += (key[j] >= low) & (key[j] <= high);
+        above += key[j] > high;
     }
+    *over = above;
     return count;
 }
 

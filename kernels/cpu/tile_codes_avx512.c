@@ -29,17 +29,22 @@ int tile_avx512_count_at_least(const int32_t *key, int n, int32_t limit)
         _mm512_add_epi32(_mm512_add_epi32(count[0], count[1]), _mm512_add_epi32(count[2], count[3])));
 }
 
-int tile_avx512_list_between(int32_t *list, const int32_t *key, int n, int32_t low, int32_t high)
+int tile_avx512_list_between(int32_t *list, int room, int *over, const int32_t *key, int n, int32_t low,
+                             int32_t high)
 {
     const __m512i l = _mm512_set1_epi32(low), h = _mm512_set1_epi32(high);
-    int count = 0;
+    int count = 0, above = 0;
     for (int i = 0; i < n; i += 16) {
         __m512i x = _mm512_loadu_si512(key + i);
-        __mmask16 in = _mm512_mask_cmpge_epi32_mask(_mm512_cmpge_epi32_mask(x, l), h, x);
+        uint32_t up = _mm512_cmpgt_epi32_mask(x, h), in = _mm512_cmpge_epi32_mask(x, l) & ~up;
         /* The register form: the one to memory is a hundred times slower on Zen 4. */
-        _mm512_storeu_si512(list + count, _mm512_maskz_compress_epi32(in, x));
+        __m512i taken = _mm512_maskz_compress_epi32((__mmask16)in, x);
+        if (count + 16 <= room) _mm512_storeu_si512(list + count, taken);
+        else if (count < room) _mm512_mask_storeu_epi32(list + count, lanes_below(room - count), taken);
         count += __builtin_popcount(in);
+        above += __builtin_popcount(up);
     }
+    *over = above;
     return count;
 }
 

@@ -471,18 +471,20 @@ static void test_list(void **unused)
     const struct tile *tile;
     for (int k = 0; (tile = tile_number(k)); k++)
         for (int n = 0; n <= 160; n += 16)
-            for (int round = 0; round < 20; round++) {
-                int32_t key[160], list[160 + 16], expected[160];
-                int32_t low = (int32_t)(random_bits() % 30) - 15, high = low + (int32_t)(random_bits() % 10),
-                        count = 0;
+            for (int round = 0; round < 40; round++) {
+                int32_t key[160], list[161], expected[160], count = 0, above = 0;
+                int32_t low = (int32_t)(random_bits() % 30) - 15, high = low + (int32_t)(random_bits() % 10);
+                int room = round % 2 ? 160 : (int)(random_bits() % 40), over = -1;
                 for (int i = 0; i < n; i++) {
-                    key[i] = round == 0 ? low : (int32_t)(random_bits() % 30) - 15;
+                    key[i] = round < 2 ? low : (int32_t)(random_bits() % 30) - 15;
                     if (key[i] >= low && key[i] <= high) expected[count++] = key[i];
+                    above += key[i] > high;
                 }
-                for (int i = n; i < n + 16; i++) list[i] = 77;
-                assert_int_equal(tile->list_between(list, key, n, low, high), count);
-                assert_memory_equal(list, expected, (size_t)count * sizeof *list);
-                assert_int_equal(list[n + 15], 77);
+                list[room] = 77;
+                assert_int_equal(tile->list_between(list, room, &over, key, n, low, high), count);
+                assert_int_equal(over, above);
+                assert_memory_equal(list, expected, (size_t)(count < room ? count : room) * sizeof *list);
+                assert_int_equal(list[room], 77);
             }
 }
 
