@@ -358,8 +358,8 @@ void tile_avx2_code_scores(float *s, size_t s_stride, const struct tile_codes *q
     vec a = vec_set1(alpha);
     while (run < end) {
         struct tile_pages page;
+        for (; ahead <= run + TILE_AHEAD && ahead < last; ahead++) tile_prefetch_run(ahead, stride);
         int n = tile_take_runs(&page, &run, end, stride);
-        for (; ahead < run + TILE_AHEAD && ahead < last; ahead++) tile_prefetch_run(ahead, stride);
         code_dots(c, u, q, page.row, n);
         for (int j = 0; j < n; j += 8) {
             __m256i pair = code_load(page.scales + j);

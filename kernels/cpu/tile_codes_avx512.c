@@ -193,6 +193,7 @@ INLINE void score_queries(float *s, size_t s_stride, const struct tile_codes *q,
     }
     const struct tile_run *end = run + n_runs, *ahead = run + TILE_AHEAD, *last = end + n_ahead;
     while (run < end) {
+        for (; ahead <= run + TILE_AHEAD && ahead < last; ahead++) tile_prefetch_run(ahead, (size_t)E);
         if (run->n == TILE_RUN) {
             const char *row[TILE_RUN];
 #pragma GCC unroll 16 /* then they are no memory, but part of the loads */
@@ -206,7 +207,6 @@ INLINE void score_queries(float *s, size_t s_stride, const struct tile_codes *q,
             score_pages(s, s_stride, q, i0, page.row, page.scales, n, _mm512_set1_ps(alpha), w, E, NQ);
             s += n;
         }
-        for (; ahead < run + TILE_AHEAD && ahead < last; ahead++) tile_prefetch_run(ahead, (size_t)E);
     }
 }
 
