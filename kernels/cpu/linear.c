@@ -1,8 +1,9 @@
 /* linear.c - y = x W^T + bias: packing of x, blocking, dealing to threads, and the portable tile.
  *
- * Rows are cut into bands, bands into tiles that a kernel keeps in registers. A band of few rows (decode)
- * streams each weight from memory once through all its tiles; a band of many (a prompt) also cuts k, so that
- * what the tiles share stays in a core's cache. Threads take contiguous ranges of blocks of outputs, the same
+ * Rows are cut into bands, bands into tiles that a kernel keeps in registers. A band of few tiles (decode)
+ * streams each weight from memory once through all of them; while the tiles multiply one piece of a block they fetch
+ * the next, each its share. A band of many (a prompt) multiplies long pieces of two blocks, which stay in a core's
+ * cache, by one tile after the other. Threads take contiguous ranges of blocks of outputs, the same
  * ranges whose weights they placed in matrix_put.
  *
  * Pairs of bf16 inputs are packed as words: for all of this file a word is one f32 that is moved and never looked
@@ -18,10 +19,14 @@
 
 enum {
     PORTABLE_ROWS = 8,
-    DECODE_ROWS = 16,  /* bands up to this many rows stream all of k at once */
-    BAND_ROWS = 384,   /* rows of a band: weights are read again for each, 384 products a weight */
-    PIECE_K = 512,     /* inputs at once in a band of many: 12 rows of x are 24 KiB, a bf16 block 32 KiB */
-    GROUP_BLOCKS = 8,  /* blocks whose pieces (256 KiB of bf16) stay in the second-level cache */
+    STREAM_TILES =
+        8,          /* bands up to this many tiles take one block of outputs after the other, with all of k */
+    STREAM_K = 512, /* inputs of a block that one tile after the other multiplies: 32 or 64 KiB of bf16 */
+    AHEAD = 16384,  /* bytes ahead that the weights of one tile are fetched... */
+    AHEAD_FEW = 8192,  /* ... and of up to LINEAR_FEW_ROWS rows */
+    BAND_ROWS = 512,   /* rows of a larger band: weights are read again for each, 512 products a weight */
+    PIECE_K = 2048,    /* inputs at once in such a band: sums go to memory and back once for each */
+    GROUP_BLOCKS = 2,  /* blocks whose pieces (up to 512 KiB of bf16) stay in the second-level cache */
     PACK_K = 256,      /* inputs that one task packs */
     PACK_ALONE = 8192, /* elements that one thread packs sooner than it wakes others: about 2 us */
 };
@@ -41,6 +46,7 @@ struct call {
     size_t tile_floats;
     int n_threads;
     int row0, n_rows, n_tiles; /* of the band */
+    bool read_once;            /* one tile that reads each line of weights once */
     int k0, k1;                /* inputs [k0,k1) of this piece, as stored */
     size_t block_bytes;
 };
@@ -69,6 +75,7 @@ static void tile_f32(const struct linear_tile *t) { tile_portable(t, DTYPE_F32);
 
 const struct linear_table linear_portable = {
     .rows = PORTABLE_ROWS,
+    .once_rows = PORTABLE_ROWS,
     .tile = {[DTYPE_F32] = tile_f32, [DTYPE_F16] = tile_f16, [DTYPE_BF16] = tile_bf16},
 };
 
@@ -147,24 +154,36 @@ static void pack_rows(struct device *d, struct call *c)
     else cpu_parallel(d, pack_task, c, n_tasks);
 }
 
-static void multiply(const struct call *c, int block, int tile)
+/* Inputs [k0,k1) of one block of outputs and one tile of rows. */
+static void multiply(const struct call *c, int block, int tile, int k0, int k1)
 {
-    int row = tile_row(c, tile), n = c->w->n, column = block * LINEAR_BLOCK;
+    int row = tile_row(c, tile), rows = tile_row(c, tile + 1) - row, n = c->w->n,
+        column = block * LINEAR_BLOCK;
     enum dtype dtype = c->w->dtype;
-    bool last = c->k1 >= c->k;
+    bool last = k1 >= c->k;
     int inputs = c->pairs ? 2 : 1;
     struct linear_tile t = {
         .y = c->y + (size_t)(c->row0 + row) * (size_t)n + (size_t)column,
         .y_stride = (size_t)n,
-        .rows = tile_row(c, tile + 1) - row,
+        .rows = rows,
         .lanes = n - column < LINEAR_BLOCK ? n - column : LINEAR_BLOCK,
-        .x = c->packed + (size_t)tile * c->tile_floats,
+        .x = c->packed + (size_t)tile * c->tile_floats + (size_t)(k0 - c->k0) * (size_t)linear_x_stride(rows),
         .w = (const char *)c->w->data + (size_t)block * c->block_bytes +
-             (size_t)(c->k0 * inputs) * LINEAR_BLOCK * dtype_bytes(dtype),
-        .k = (c->k1 - c->k0) * inputs,
-        .first = c->k0 == 0,
+             (size_t)(k0 * inputs) * LINEAR_BLOCK * dtype_bytes(dtype),
+        .k = (k1 - k0) * inputs,
+        .first = k0 == 0,
         .bias = last && c->bias ? c->bias + column : NULL,
     };
+    if (c->read_once) {
+        t.ahead = t.w + AHEAD;
+        t.ahead_step = LINEAR_LINE;
+    } else if (c->n_tiles <= STREAM_TILES) { /* this tile's share of the next piece */
+        size_t bytes = (size_t)t.k * LINEAR_BLOCK * dtype_bytes(dtype);
+        t.ahead = t.w + bytes + bytes * (size_t)tile / (size_t)c->n_tiles;
+        t.ahead_step = LINEAR_LINE / c->n_tiles;
+    } else {
+        t.ahead = t.w;
+    }
     (c->pairs ? c->table->pairs : c->table->tile[dtype])(&t);
 }
 
@@ -173,10 +192,13 @@ static void multiply_task(void *arg, int task, int thread)
     (void)thread;
     const struct call *c = arg;
     int blocks = linear_blocks(c->w->n), end = cpu_share(blocks, task + 1, c->n_threads);
-    int group = c->n_tiles > 2 ? GROUP_BLOCKS : 1;
+    bool stream = c->n_tiles <= STREAM_TILES;
+    int group = stream ? 1 : GROUP_BLOCKS, step = stream && !c->read_once ? STREAM_K : c->k1 - c->k0;
     for (int first = cpu_share(blocks, task, c->n_threads); first < end; first += group)
-        for (int tile = 0; tile < c->n_tiles; tile++)
-            for (int block = first; block < end && block < first + group; block++) multiply(c, block, tile);
+        for (int k0 = c->k0; k0 < c->k1; k0 += step)
+            for (int tile = 0; tile < c->n_tiles; tile++)
+                for (int block = first; block < end && block < first + group; block++)
+                    multiply(c, block, tile, k0, c->k1 - k0 < step ? c->k1 : k0 + step);
 }
 
 static int tiles_of(int n_rows, const struct linear_table *t) { return (n_rows + t->rows - 1) / t->rows; }
@@ -184,13 +206,9 @@ static int tiles_of(int n_rows, const struct linear_table *t) { return (n_rows +
 /* Floats of scratch for a matrix of k inputs and any number of rows. */
 static size_t pack_floats(int k, const struct linear_table *t)
 {
-    size_t decode = 0, prompt = (size_t)tiles_of(BAND_ROWS, t) * (size_t)linear_x_stride(t->rows) * PIECE_K;
-    for (int rows = 1; rows <= DECODE_ROWS; rows++) {
-        int tiles = tiles_of(rows, t);
-        size_t floats = (size_t)tiles * (size_t)linear_x_stride((rows + tiles - 1) / tiles) * (size_t)(k + 1);
-        if (floats > decode) decode = floats;
-    }
-    return decode > prompt ? decode : prompt;
+    size_t tile = (size_t)linear_x_stride(t->rows), stream = STREAM_TILES * tile * (size_t)(k + 1);
+    size_t prompt = (size_t)tiles_of(BAND_ROWS, t) * tile * PIECE_K;
+    return stream > prompt ? stream : prompt;
 }
 
 void cpu_linear_reserve(struct device *d, int k)
@@ -221,9 +239,11 @@ void cpu_linear(struct device *d, float *y, const void *x, const struct matrix *
     if (c.pairs) c.act = DTYPE_F32;
     int k_stored = c.pairs ? c.k : linear_k_stored(w->dtype, w->k);
     for (c.row0 = 0; c.row0 < n_rows; c.row0 += c.n_rows) {
-        int left = n_rows - c.row0, step = left <= DECODE_ROWS ? k_stored : PIECE_K;
+        int left = n_rows - c.row0;
         c.n_rows = left < BAND_ROWS ? left : BAND_ROWS;
         c.n_tiles = tiles_of(c.n_rows, c.table);
+        c.read_once = c.n_rows <= c.table->once_rows;
+        int step = c.n_tiles <= STREAM_TILES ? k_stored : PIECE_K;
         for (c.k0 = 0; c.k0 < k_stored; c.k0 = c.k1) {
             c.k1 = k_stored - c.k0 < step ? k_stored : c.k0 + step;
             pack_rows(d, &c);

@@ -22,7 +22,7 @@
 
 #include "kernels/kernels.h"
 
-enum { LINEAR_BLOCK = 32 };
+enum { LINEAR_BLOCK = 32, LINEAR_LINE = 64 /* bytes of a cache line */ };
 
 /* One tile of y: `rows` rows, one block of outputs, `k` inputs. */
 struct linear_tile {
@@ -35,10 +35,15 @@ struct linear_tile {
     /* pairs: x is (k/2, linear_x_stride(rows)) words of two bf16 inputs */
     bool first;        /* start from zero; else from y */
     const float *bias; /* (lanes), added after the last input; or NULL */
+    /* Weights wanted soon, to be fetched while these are multiplied: with the i-th line of w the line at
+     * ahead + i * ahead_step. A hint, any address will do. */
+    const char *ahead;
+    int ahead_step;
 };
 
 struct linear_table {
-    int rows; /* most rows of a tile */
+    int rows;      /* most rows of a tile */
+    int once_rows; /* a tile of up to this many reads its weights once, one of more, half of each line twice */
     void (*tile[DTYPE_COUNT])(const struct linear_tile *t);
     void (*pairs)(const struct linear_tile *t); /* NULL: there is none */
 };

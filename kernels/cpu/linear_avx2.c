@@ -1,7 +1,7 @@
 /* linear_avx2.c - tiles of y = x W^T with AVX2 and FMA.
  *
  * Sixteen registers hold the sums of 2 rows of a block, or of 6 rows of half a block. The halves follow each
- * other: the first prefetches whole lines, the second finds them in the cache. */
+ * other: the second finds its lines in the cache, and each fetches half of the lines that are wanted next. */
 #include <immintrin.h>
 
 #include "kernels/cpu/linear.h"
@@ -13,7 +13,7 @@
 #define UNROLL _Pragma("GCC unroll 8")
 #endif
 
-enum { ROWS = 6, PREFETCH = 8 * 1024 /* bytes ahead, as in linear_avx512.c */ };
+enum { ROWS = 6, ONCE_ROWS = 2, ONCE_AHEAD = 8192 /* bytes, as for few rows in linear_avx512.c */ };
 
 INLINE __m256i lanes_of(int n)
 {
@@ -58,6 +58,19 @@ INLINE __m256 f16_vector(const char *w, int v)
 }
 INLINE __m256 f32_vector(const char *w, int v) { return _mm256_loadu_ps((const float *)w + v * 8); }
 
+/* Of the half that begins with vector v0; w has `lines` lines. */
+INLINE const char *ahead_of(const struct linear_tile *t, int lines, int v0)
+{
+    return t->ahead + (v0 ? lines / 2 * t->ahead_step : 0);
+}
+
+INLINE void fetch(const char **ahead, int step, const char *w, int lines, const int V)
+{
+    for (int i = 0; i < lines; i++, *ahead += step / 2)
+        if (V == 4) _mm_prefetch(w + i * LINEAR_LINE + ONCE_AHEAD, _MM_HINT_T0);
+        else _mm_prefetch(*ahead, _MM_HINT_T1);
+}
+
 typedef __m256 widen_function(const char *w, int v);
 
 INLINE void multiply(__m256 a[ROWS][4], const float *x, const char *w, widen_function *widen, int v0,
@@ -88,10 +101,10 @@ INLINE void bf16_part(const struct linear_tile *t, int v0, const int R, const in
 {
     __m256 a[ROWS][4];
     begin(a, t, v0, R, V);
-    const char *w = t->w;
+    const char *w = t->w, *ahead = ahead_of(t, t->k, v0);
     const float *x = t->x;
     for (int i = 0; i < t->k; i += 2, w += 128, x += 2 * linear_x_stride(R)) {
-        if (v0 == 0) _mm_prefetch(w + PREFETCH, _MM_HINT_T0), _mm_prefetch(w + PREFETCH + 64, _MM_HINT_T0);
+        fetch(&ahead, t->ahead_step, w, 2, V);
         multiply(a, x, w, bf16_even, v0, R, V);
         multiply(a, x + linear_x_stride(R), w, bf16_odd, v0, R, V);
     }
@@ -102,10 +115,10 @@ INLINE void f16_part(const struct linear_tile *t, int v0, const int R, const int
 {
     __m256 a[ROWS][4];
     begin(a, t, v0, R, V);
-    const char *w = t->w;
+    const char *w = t->w, *ahead = ahead_of(t, t->k, v0);
     const float *x = t->x;
     for (int i = 0; i < t->k; i++, w += 64, x += linear_x_stride(R)) {
-        if (v0 == 0) _mm_prefetch(w + PREFETCH, _MM_HINT_T0);
+        fetch(&ahead, t->ahead_step, w, 1, V);
         multiply(a, x, w, f16_vector, v0, R, V);
     }
     end(a, t, v0, R, V);
@@ -115,10 +128,10 @@ INLINE void f32_part(const struct linear_tile *t, int v0, const int R, const int
 {
     __m256 a[ROWS][4];
     begin(a, t, v0, R, V);
-    const char *w = t->w;
+    const char *w = t->w, *ahead = ahead_of(t, 2 * t->k, v0);
     const float *x = t->x;
     for (int i = 0; i < t->k; i++, w += 128, x += linear_x_stride(R)) {
-        if (v0 == 0) _mm_prefetch(w + PREFETCH, _MM_HINT_T0), _mm_prefetch(w + PREFETCH + 64, _MM_HINT_T0);
+        fetch(&ahead, t->ahead_step, w, 2, V);
         multiply(a, x, w, f32_vector, v0, R, V);
     }
     end(a, t, v0, R, V);
@@ -145,5 +158,6 @@ BY_ROWS(f32)
 
 const struct linear_table linear_avx2 = {
     .rows = ROWS,
+    .once_rows = ONCE_ROWS,
     .tile = {[DTYPE_F32] = tile_f32, [DTYPE_F16] = tile_f16, [DTYPE_BF16] = tile_bf16},
 };
