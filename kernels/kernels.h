@@ -250,8 +250,7 @@ struct ops {
     /* ALGORITHM steps 3 and 4, up to the merge: for every decode span, kv head and its rows: attention of the
      * new row over S and of revised rows over U_r = {j in S : last_loaded_j < r}, keys <= the row's position
      * (and inside the sliding window). Each page is read once for all rows and heads of the group. `part` is
-     * opaque to the caller: partial outputs and log-sum-exps, attend_part_bytes(). Sums are f32; with bf16 keys and
-     * values, CUDA's tensor cores and a CPU device with fast bf16 products round queries and weights to bf16. */
+     * opaque to the caller: partial outputs and log-sum-exps, attend_part_bytes(). */
     size_t (*attend_part_bytes)(struct device *d, const struct dims *m);
     void (*attend)(struct device *d, void *part, const float *q, const struct kv_layer *kv,
                    const int32_t *pages, const int32_t *count, const struct batch *b, const struct dims *m);

@@ -110,10 +110,10 @@ struct tile {
     const struct tile_products *pairs; /* NULL: none */
 };
 
-/* dots, weigh and values for bf16 rows that round queries and weights to bf16 too and multiply in pairs
- * (linear.h). weigh leaves the weights of a query as bf16 at the begin of its row of s, in half the room, and sums
- * the rounded ones; values takes them so, t0 is even, and what t1 cuts off up to a multiple of 4 weighs 0. `ahead`
- * is read up to a multiple of 4. */
+/* dots, weigh and values for bf16 rows that multiply bf16 in pairs (linear.h), queries and weights being split in two bf16.
+ * weigh leaves the weights of a query so in its row of s, which has room for a multiple of 32, and values takes them
+ * from there: t0 is a multiple of 4, and so is what is read of `ahead`; what is behind t1 weighs 0. dots: width at most
+ * TILE_MAX_E. */
 struct tile_products {
     void (*dots)(float *s, size_t s_stride, const float *q, size_t q_stride, int n_q, const char *const *row,
                  const char *const *ahead, int c0, int c1, int width, enum dtype type);

@@ -1,5 +1,6 @@
 /* tile_pairs_avx512.c - dots, weigh and values of attention with products of bf16 in pairs (vdpbf16ps), for a
- * device that multiplies bf16 activations so (linear.h): queries and weights are rounded to bf16, sums are f32.
+ * device that multiplies bf16 activations so (linear.h). Queries and weights are not rounded to bf16 but split in two
+ * such numbers, the second being what the first leaves: 16 bits of their 24. Sums are f32.
  *
  * A word of 32 bits is a pair: two neighbouring elements of a key, or one element of two neighbouring values.
  *
@@ -18,7 +19,7 @@
 #if defined(__clang__)
 #define UNROLL _Pragma("clang loop unroll(full)")
 #else
-#define UNROLL _Pragma("GCC unroll 8")
+#define UNROLL _Pragma("GCC unroll 16")
 #endif
 
 enum {
@@ -58,6 +59,20 @@ INLINE __m512 add_pairs(__m512 sum, __m512i a, __m512i b)
     return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b);
 }
 
+INLINE __m512 widen(__m256i h)
+{
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
+}
+
+/* x of a, then b, in two bf16: x is about part[0] + part[1]. */
+INLINE void split(__m512i part[2], __m512 a, __m512 b)
+{
+    part[0] = (__m512i)_mm512_cvtne2ps_pbh(b, a);
+    a = _mm512_sub_ps(a, widen(_mm512_castsi512_si256(part[0])));
+    b = _mm512_sub_ps(b, widen(_mm512_extracti64x4_epi64(part[0], 1)));
+    part[1] = (__m512i)_mm512_cvtne2ps_pbh(b, a);
+}
+
 /* Four rows of 16 words: y[j] holds in its lane L the words 4 L + j of the four. */
 INLINE void turn(__m512i y[4], const __m512i x[4])
 {
@@ -81,7 +96,7 @@ INLINE void dots_block(float *s, size_t s_stride, const __m512i *q, size_t q_str
 {
     __m512 a[DOT_QUERIES][DOT_TOKENS / 4];
     UNROLL for (int i = 0; i < NQ; i++) UNROLL for (int b = 0; b < NB; b++) a[i][b] = _mm512_setzero_ps();
-    for (int at = 0; at < width; at += 2 * LINE, q += 8) {
+    for (int at = 0; at < width; at += 2 * LINE, q += 16) {
         __m512i y[DOT_TOKENS / 4][2][4];
         UNROLL for (int b = 0; b < NB; b++)
         {
@@ -91,10 +106,10 @@ INLINE void dots_block(float *s, size_t s_stride, const __m512i *q, size_t q_str
             turn(y[b][0], x[0]);
             turn(y[b][1], x[1]);
         }
-        UNROLL for (int j = 0; j < 8; j++) UNROLL for (int i = 0; i < NQ; i++)
+        UNROLL for (int j = 0; j < 16; j++) UNROLL for (int i = 0; i < NQ; i++)
         {
             __m512i w = q[(size_t)i * q_stride + (size_t)j];
-            UNROLL for (int b = 0; b < NB; b++) a[i][b] = add_pairs(a[i][b], y[b][j / 4][j % 4], w);
+            UNROLL for (int b = 0; b < NB; b++) a[i][b] = add_pairs(a[i][b], y[b][j / 8][j % 4], w);
         }
     }
     /* The four lanes of a sum added are the products of its four rows. */
@@ -121,17 +136,20 @@ INLINE void dots_queries(float *s, size_t s_stride, const __m512i *q, size_t q_s
 
 INLINE __mmask16 lanes_of(int n) { return n >= 16 ? 0xffff : n <= 0 ? 0 : (__mmask16)((1u << n) - 1); }
 
-/* A query as dots_block multiplies it: word 4 L + j of each line in all of lane L of the line's vector j. */
+/* A query as dots_block multiplies it: of each line four vectors for its first part, then four for the second, word
+ * 4 L + j in all of lane L of vector j. */
 static void spread(__m512i *to, const float *q, int lines, int width)
 {
-    for (int v = 0; v < lines; v++, to += 4, q += LINE, width -= LINE) {
-        __m512 lo = _mm512_maskz_loadu_ps(lanes_of(width), q),
-               hi = _mm512_maskz_loadu_ps(lanes_of(width - 16), q + 16);
-        __m512i words = (__m512i)_mm512_cvtne2ps_pbh(hi, lo);
-        to[0] = _mm512_shuffle_epi32(words, _MM_PERM_AAAA);
-        to[1] = _mm512_shuffle_epi32(words, _MM_PERM_BBBB);
-        to[2] = _mm512_shuffle_epi32(words, _MM_PERM_CCCC);
-        to[3] = _mm512_shuffle_epi32(words, _MM_PERM_DDDD);
+    for (int v = 0; v < lines; v++, q += LINE, width -= LINE) {
+        __m512i part[2];
+        split(part, _mm512_maskz_loadu_ps(lanes_of(width), q),
+              _mm512_maskz_loadu_ps(lanes_of(width - 16), q + 16));
+        for (int k = 0; k < 2; k++, to += 4) {
+            to[0] = _mm512_shuffle_epi32(part[k], _MM_PERM_AAAA);
+            to[1] = _mm512_shuffle_epi32(part[k], _MM_PERM_BBBB);
+            to[2] = _mm512_shuffle_epi32(part[k], _MM_PERM_CCCC);
+            to[3] = _mm512_shuffle_epi32(part[k], _MM_PERM_DDDD);
+        }
     }
 }
 
@@ -145,9 +163,9 @@ static int height(int n, int most)
 static void dots(float *s, size_t s_stride, const float *q, size_t q_stride, int n_q, const char *const *row,
                  const char *const *ahead, int c0, int c1, int width, enum dtype type)
 {
-    __m512i x[DOT_QUERIES * 4 * (2 * TILE_MAX_E / LINE)];
+    __m512i x[DOT_QUERIES * 8 * (TILE_MAX_E / LINE)];
     int lines = (width + 2 * LINE - 1) / (2 * LINE) * 2;
-    size_t stride = (size_t)lines * 4;
+    size_t stride = (size_t)lines * 8;
     (void)type;
     while (n_q > 0) {
         int n = height(n_q, DOT_QUERIES);
@@ -167,6 +185,10 @@ static void dots(float *s, size_t s_stride, const float *q, size_t q_stride, int
     }
 }
 
+/* Where weigh() leaves the weights of rows t and t + 1, their second parts 16 words on: scores of LINE rows become as
+ * many words. */
+INLINE int words_at(int t) { return t / LINE * LINE + t % LINE / 2; }
+
 /* One of `values`' blocks: NQ outputs of NL lines from o on, the last line with `tail` elements. Sums lie in
  * registers as unpacking leaves the elements: eights, the lower halves in one vector, the upper in the other. */
 INLINE void values_rows(__m512 a[VALUE_QUERIES][2][2], const uint32_t *p, size_t p_stride,
@@ -185,11 +207,14 @@ INLINE void values_rows(__m512 a[VALUE_QUERIES][2][2], const uint32_t *p, size_t
         }
         UNROLL for (int i = 0; i < NQ; i++)
         {
-            __m512i w = _mm512_set1_epi32((int)p[(size_t)i * p_stride + (size_t)pair]);
-            UNROLL for (int v = 0; v < NL; v++)
+            UNROLL for (int part = 0; part < 2; part++)
             {
-                a[i][v][0] = add_pairs(a[i][v][0], y[v][0], w);
-                a[i][v][1] = add_pairs(a[i][v][1], y[v][1], w);
+                __m512i w = _mm512_set1_epi32((int)p[(size_t)i * p_stride + (size_t)(16 * part + pair)]);
+                UNROLL for (int v = 0; v < NL; v++)
+                {
+                    a[i][v][0] = add_pairs(a[i][v][0], y[v][0], w);
+                    a[i][v][1] = add_pairs(a[i][v][1], y[v][1], w);
+                }
             }
         }
     }
@@ -214,13 +239,14 @@ INLINE void values_block(float *o, size_t o_stride, const uint32_t *p, size_t p_
     int groups = (t1 - t0) / 4, t = t0 + groups * 4;
     for (int k = 0; k < groups; k++) {
         int at = t0 + zigzag(k, groups) * 4, next = t0 + k * 4;
-        values_rows(a, p + at / 2, p_stride, row + at, byte_offset, ahead ? ahead + next : NULL, ahead_offset,
-                    tail, NQ, NL);
+        values_rows(a, p + words_at(at), p_stride, row + at, byte_offset, ahead ? ahead + next : NULL,
+                    ahead_offset, tail, NQ, NL);
     }
     if (t < t1) {
         const char *rest[4];
         for (int k = 0; k < 4; k++) rest[k] = t + k < t1 ? row[t + k] + byte_offset : tile_zero_row;
-        values_rows(a, p + t / 2, p_stride, rest, 0, ahead ? ahead + t : NULL, ahead_offset, tail, NQ, NL);
+        values_rows(a, p + words_at(t), p_stride, rest, 0, ahead ? ahead + t : NULL, ahead_offset, tail, NQ,
+                    NL);
     }
     UNROLL for (int i = 0; i < NQ; i++) UNROLL for (int v = 0; v < NL; v++)
     {
@@ -271,27 +297,25 @@ static void values(float *o, size_t o_stride, const float *p, size_t p_stride, i
     }
 }
 
-/* The sum is that of the rounded weights: what values() adds up is then a mean of values to the last bit. */
 static void weigh(float *s, size_t s_stride, int n_q, int n, float scale, float *ml, float *factor)
 {
-    const __m512i high = _mm512_set1_epi32((int)0xffff0000);
     const __m512 f = _mm512_set1_ps(scale);
     for (int i = 0; i < n_q; i++, s += s_stride, ml += 2) {
-        __m512 top = _mm512_set1_ps(ml[0]), even = _mm512_setzero_ps(), odd = even;
+        __m512 top = _mm512_set1_ps(ml[0]), sum = _mm512_setzero_ps();
         for (int c = 0; c < n; c += 16) top = _mm512_max_ps(_mm512_mul_ps(_mm512_loadu_ps(s + c), f), top);
         float m = _mm512_reduce_max_ps(top);
         factor[i] = tile_move(ml, m);
         const __m512 shift = _mm512_set1_ps(m > -INFINITY ? -m : 0);
-        for (int c = 0; c < n; c += 32) {
-            __m512 lo = exp_avx512(_mm512_fmadd_ps(_mm512_loadu_ps(s + c), f, shift)),
-                   hi = _mm512_setzero_ps();
-            if (c + 16 < n) hi = exp_avx512(_mm512_fmadd_ps(_mm512_loadu_ps(s + c + 16), f, shift));
-            __m512i words = (__m512i)_mm512_cvtne2ps_pbh(hi, lo);
-            _mm512_storeu_si512((char *)s + c * 2, words); /* over scores that are done with */
-            even = _mm512_add_ps(even, _mm512_castsi512_ps(_mm512_slli_epi32(words, 16)));
-            odd = _mm512_add_ps(odd, _mm512_castsi512_ps(_mm512_and_si512(words, high)));
+        for (int c = 0; c < n; c += LINE) {
+            __m512 a = exp_avx512(_mm512_fmadd_ps(_mm512_loadu_ps(s + c), f, shift)), b = _mm512_setzero_ps();
+            if (c + 16 < n) b = exp_avx512(_mm512_fmadd_ps(_mm512_loadu_ps(s + c + 16), f, shift));
+            __m512i part[2];
+            split(part, a, b);
+            _mm512_storeu_si512(s + c, part[0]);
+            _mm512_storeu_si512(s + c + 16, part[1]);
+            sum = _mm512_add_ps(sum, _mm512_add_ps(a, b));
         }
-        ml[1] += _mm512_reduce_add_ps(_mm512_add_ps(even, odd));
+        ml[1] += _mm512_reduce_add_ps(sum);
     }
 }
 

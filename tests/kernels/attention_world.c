@@ -88,8 +88,6 @@ void world_open(struct world *w, const struct world_config *c)
     w->op = device_ops(w->device);
     bool tensor = staged_cuda && (c->E == 64 || c->E == 80 || c->E == 96 || c->E == 128);
     w->weight_rounding = !tensor || c->kv == DTYPE_F32 ? 0 : c->kv == DTYPE_BF16 ? 0x1p-8 : 0x1p-11;
-    if (!staged_cuda && c->act == DTYPE_BF16 && c->kv == DTYPE_BF16 && cpu_fast_pairs(c->isa))
-        w->weight_rounding = w->sum_rounding = 0x1p-8;
 
     size_t slots = (size_t)m->n_slots, rows = WORLD_MAX_ROWS, E = (size_t)m->E, Hr = (size_t)m->Hr;
     w->pool = zeroed((size_t)m->n_blocks * m->block_bytes);
