@@ -121,7 +121,7 @@ enum dtype session_act(const struct options *o, enum dtype weights)
     if (o->act_dtype != AUTO)
         return (enum dtype)(o->act_dtype - 1); /* the option lists the types in the enum's order */
     if (o->device == DEVICE_CUDA) return weights;
-    bool bf16 = (enum dtype)o->kv_dtype == DTYPE_BF16 && weights == DTYPE_BF16;
+    bool bf16 = (enum dtype)o->kv_dtype == DTYPE_BF16 && weights == DTYPE_BF16 && o->command != CMD_EVAL;
     return bf16 && cpu_fast_pairs((enum cpu_isa)o->cpu_isa) ? DTYPE_BF16 : DTYPE_F32;
 }
 

@@ -60,7 +60,8 @@ int session_group_size(const struct options *o, const struct comm_world *w);
 int session_threads(const struct options *o, const struct comm_world *w);
 
 /* What GEMMs read on this host, by --act-dtype: auto is the weights' type on CUDA, on the CPU bf16 where keys, values and
- * weights are and the processor gains by it (f32 keys and values ask for exactness), else f32. */
+ * weights are and the processor gains by it, else f32. f32 keys and values ask for exactness, and so does eval, whose
+ * numbers are to be those of the model and the policy and not of the kind of processor. */
 enum dtype session_act(const struct options *o, enum dtype weights);
 
 /* Prints one error line on rank 0 and gives the status's exit code. */

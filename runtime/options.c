@@ -263,6 +263,7 @@ enum status options_parse(struct options *o, int command, int argc, char **argv,
                           struct reason *why)
 {
     set_defaults(o);
+    o->command = command;
     for (int i = first; i < argc; i++) {
         const char *arg = argv[i];
         if (strncmp(arg, "--", 2) != 0 || !arg[2])
