@@ -11,8 +11,9 @@
  * mean over heads). The page of the new position and the first n_sink pages are chosen whatever they score,
  * then the best others until n_select are chosen; with SCORE_GROUP_RECENT the last ones, and nothing is scored.
  *
- * Two passes: scores, in stretches of 256 pages of one kv head of one span, of which each thread has a share that the
- * kv heads of a stretch are close in, because their summaries lie side by side; then one task a kv head and span for reducing and choosing.
+ * Two passes: scores, in stretches of 256 pages of one kv head of one span, of which each thread has a share; the kv
+ * heads of a stretch are close in it, because their summaries lie side by side. Then one task a kv head and span for
+ * reducing and choosing.
  * A softmax is taken stretch by stretch where the scores are still at hand: 2^(score - m) of scores times 1 / ln 2,
  * with the stretch's own maximum m, and their sum; the second pass multiplies each stretch by 2^(m - M) / L. Choosing
  * is linear: scores become integers of the same order, a sample of them brackets the n-th largest, those within the
@@ -310,8 +311,8 @@ static int32_t bisect(const struct tile *tile, const int32_t *key, int padded, i
     return low;
 }
 
-/* The same of many keys, 1 <= n <= padded; above: how many are above the limit. list: room for `room` keys, at least as many
- * as there are but for padding. */
+/* The same of many keys, 1 <= n <= padded; above: how many are above the limit. list: room for `room` keys, at least
+ * as many as there are but for padding. */
 static int32_t nth_largest(const struct tile *tile, const int32_t *key, int padded, int n, int *above,
                            int32_t *list, int room)
 {

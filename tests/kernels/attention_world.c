@@ -178,9 +178,10 @@ static void fill_row(struct world *w, int row)
     w->random = w->c.seed * 1000003 + (uint64_t)w->slot[row] * 7919 + (uint64_t)w->position[row] * 104729;
     if (!w->c.fixed_rows) w->random += (uint64_t)w->step * 15485863;
     int width = (m->Qr + 2 * m->Kr) * m->E;
+    bool loud = w->c.loud_pages && w->position[row] / m->P % w->c.loud_pages < 16;
     for (int i = 0; i < width; i++) {
         bool key = i >= m->Qr * m->E && i < (m->Qr + m->Kr) * m->E;
-        w->qkv[row * width + i] = noise(w) * (key ? w->c.key_scale : 1);
+        w->qkv[row * width + i] = noise(w) * (key ? w->c.key_scale * (loud ? 16 : 1) : 1);
     }
     for (int i = 0; i < m->E / 2; i++) {
         double angle = w->position[row] * pow(10000, -2.0 * i / m->E);

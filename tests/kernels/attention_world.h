@@ -26,6 +26,7 @@ struct world_config {
     bool unowned;            /* replicated kv heads: another rank counts */
     bool no_prompt;          /* leave attend_prompt out: for long contexts */
     float key_scale;         /* 0: 1 */
+    int loud_pages;          /* of so many pages the first 16 have keys 16 times as large; 0: none */
     enum summary_type codes; /* SUMMARY_Q8 or Q4; else summaries are of the keys' type */
     uint64_t seed;
 };

@@ -389,6 +389,21 @@ static void test_many_pages(void **state)
     }
 }
 
+/* Scores that deceive a sample of them: of 8192 pages only those score high that the CPU device looks at first
+ * (select.c: one vector in 16). */
+static void test_deceived_sample(void **state)
+{
+    (void)state;
+    static const int selected[] = {300, 2000, 7000};
+    struct world w;
+    struct world_config c = {
+        .E = 2, .G = 2, .Kr = 1, .P = 4, .B = 64, .W = 1, .C = 32832, .kv = DTYPE_BF16, .loud_pages = 256};
+    open_long(&w, c, 32760);
+    for (int i = 0; i < 3; i++) decode_long(&w, selected[i], SCORE_GROUP_MAX);
+    for (int i = 0; i < 3; i++) decode_long(&w, selected[i], SCORE_GROUP_SOFTMAX);
+    world_close(&w);
+}
+
 /* A row's output after its window has passed is attention over the union of the pages that its steps loaded.
  */
 static void test_union(void **state)
@@ -628,12 +643,19 @@ int main(int argc, char **argv)
     staged_arguments(&argc, argv);
     if (argc > 1 && !strcmp(argv[1], "--bench")) return attention_bench(argc - 2, argv + 2);
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_steps_portable), cmocka_unit_test(test_steps_avx2),
-        cmocka_unit_test(test_steps_avx512),   cmocka_unit_test(test_first_token),
-        cmocka_unit_test(test_union),          cmocka_unit_test(test_rows_alone),
-        cmocka_unit_test(test_ties),           cmocka_unit_test(test_bits_portable),
-        cmocka_unit_test(test_bits_avx2),      cmocka_unit_test(test_bits_avx512),
-        cmocka_unit_test(test_long_context),   cmocka_unit_test(test_many_pages),
+        cmocka_unit_test(test_steps_portable),
+        cmocka_unit_test(test_steps_avx2),
+        cmocka_unit_test(test_steps_avx512),
+        cmocka_unit_test(test_first_token),
+        cmocka_unit_test(test_union),
+        cmocka_unit_test(test_rows_alone),
+        cmocka_unit_test(test_ties),
+        cmocka_unit_test(test_bits_portable),
+        cmocka_unit_test(test_bits_avx2),
+        cmocka_unit_test(test_bits_avx512),
+        cmocka_unit_test(test_long_context),
+        cmocka_unit_test(test_many_pages),
+        cmocka_unit_test(test_deceived_sample),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
