@@ -112,8 +112,8 @@ struct tile {
 
 /* dots, weigh and values for bf16 rows that multiply bf16 in pairs (linear.h), queries and weights being split in two bf16.
  * weigh leaves the weights of a query so in its row of s, which has room for a multiple of 32, and values takes them
- * from there: t0 is a multiple of 4, and so is what is read of `ahead`; what is behind t1 weighs 0. dots: width at most
- * TILE_MAX_E. */
+ * from there: t0 is a multiple of 4, and so is what is read of `ahead`; what is behind t1 weighs 0. The order of additions
+ * is given by t1 - t0. dots: width at most TILE_MAX_E. */
 struct tile_products {
     void (*dots)(float *s, size_t s_stride, const float *q, size_t q_stride, int n_q, const char *const *row,
                  const char *const *ahead, int c0, int c1, int width, enum dtype type);

@@ -3,19 +3,13 @@
  * such numbers, the second being what the first leaves: 16 bits of their 24. Sums are f32.
  *
  * A word of 32 bits is a pair: two neighbouring elements of a key, or one element of two neighbouring values.
- *
- * The order of loads. Pages lie far apart, and the first cache's prefetchers must not guess what comes next: what they
- * ask for behind the end of a page, or of a block's pages, nobody wants, and it takes the memory's time. Two things make them
- * guess, rows in ascending order and one load instruction whose addresses are equally far apart. So rows are loaded in
- * ROW_ORDER, before and apart from the sums, and groups of rows go in zigzag. On a Zen 4 chosen pages of 1 KiB arrive at
- * 0.7 of the rate of plain reading (0.5 in ascending order), all pages at 0.78 (0.6). A row's lines stay beside each other, and
- * prefetches ascend, which costs nothing at either. */
+ * Rows are loaded first, whatever the order of the sums (rows_avx512.h). */
 #include <immintrin.h>
 
 #include "kernels/cpu/attention.h"
 #include "kernels/cpu/exp_avx512.h"
+#include "kernels/cpu/rows_avx512.h"
 
-#define INLINE static inline __attribute__((always_inline))
 #if defined(__clang__)
 #define UNROLL _Pragma("clang loop unroll(full)")
 #else
@@ -29,18 +23,13 @@ enum {
     DOT_TOKENS = 8     /* keys done together */
 };
 
-/* Of four rows. */
-static const int ROW_ORDER[4] = {1, 3, 0, 2};
-
 /* The k-th of n groups to take: 0 1 3 2 of each four. */
 INLINE int zigzag(int k, int n) { return k < n / 4 * 4 ? k ^ (k >> 1 & 1) : k; }
 
-/* The first n of a line's elements, zeros behind. An empty asm keeps the loads in the program's order. */
+/* The first n of a line's elements, zeros behind. */
 INLINE __m512i line_of(const char *p, int n)
 {
-    __m512i x = n >= LINE ? _mm512_loadu_si512(p) : _mm512_maskz_loadu_epi16(n > 0 ? (1u << n) - 1 : 0, p);
-    __asm__ volatile("" : "+v"(x));
-    return x;
+    return loaded(n >= LINE ? _mm512_loadu_si512(p) : _mm512_maskz_loadu_epi16(n > 0 ? (1u << n) - 1 : 0, p));
 }
 
 /* x[v][k] = the line v < NL of n elements at row[k] + offset. Asks for as much at `ahead`, if that is not NULL. */
@@ -73,17 +62,6 @@ INLINE void split(__m512i part[2], __m512 a, __m512 b)
     part[1] = (__m512i)_mm512_cvtne2ps_pbh(b, a);
 }
 
-/* Four rows of 16 words: y[j] holds in its lane L the words 4 L + j of the four. */
-INLINE void turn(__m512i y[4], const __m512i x[4])
-{
-    __m512i a = _mm512_unpacklo_epi32(x[0], x[1]), b = _mm512_unpackhi_epi32(x[0], x[1]);
-    __m512i c = _mm512_unpacklo_epi32(x[2], x[3]), d = _mm512_unpackhi_epi32(x[2], x[3]);
-    y[0] = _mm512_unpacklo_epi64(a, c);
-    y[1] = _mm512_unpackhi_epi64(a, c);
-    y[2] = _mm512_unpacklo_epi64(b, d);
-    y[3] = _mm512_unpackhi_epi64(b, d);
-}
-
 /* Lanes 0 + 1 and 2 + 3 of a, then of b. */
 INLINE __m512 add_lanes(__m512 a, __m512 b)
 {
@@ -103,8 +81,8 @@ INLINE void dots_block(float *s, size_t s_stride, const __m512i *q, size_t q_str
             __m512i x[2][4];
             four_rows(x, row + 4 * b, (size_t)at * 2, ahead ? ahead + 4 * b : NULL, (size_t)at * 2,
                       width - at, 2);
-            turn(y[b][0], x[0]);
-            turn(y[b][1], x[1]);
+            turn_words(y[b][0], x[0]);
+            turn_words(y[b][1], x[1]);
         }
         UNROLL for (int j = 0; j < 16; j++) UNROLL for (int i = 0; i < NQ; i++)
         {
