@@ -21,8 +21,9 @@
  *  4. Nothing allocates after device_open and the first step; scratch is carved by the caller.
  *  5. No op writes outside the shapes given here (canaries in the tests).
  *
- * Memory layout of the paged cache. A *block record* holds B tokens of all layers, contiguous, so that one
- * copy moves it; inside, per layer l at offset l * layer_bytes:
+ * Memory layout of the paged cache. The pool has n_blocks blocks of B tokens, layer after layer: what a step reads of a
+ * layer lies close together, in few pages of the address translation. Of layer l and block i, at (l * n_blocks + i) *
+ * layer_bytes:
  *   keys and values   (Kr, B/P, 2, P, E) in dims.kv  K then V of each page, P consecutive tokens: what is read
  *                                                   together lies together, however small the page
  *   page summaries    (Kr, summary_head_bytes)      of each page, a function of its keys alone (enum summary_type)
@@ -72,7 +73,7 @@ struct dims {
     int vocab_first; /* first token id of this rank's embedding rows */
     int P, B, W, C;
     int n_slots;    /* sequences that can be on the device at once */
-    int n_blocks;   /* block records in the pool */
+    int n_blocks;   /* in the pool */
     int max_rows;   /* T at most */
     int max_spans;  /* decode spans in a step at most */
     int max_out;    /* rows with logits at most */
@@ -85,8 +86,8 @@ struct dims {
     size_t summary_bytes;      /* of one page and kv head, scales included: what scoring it reads */
     size_t summary_stride;     /* from one page's (codes) to the next's */
     size_t summary_head_bytes; /* of all pages of a block for one kv head */
-    size_t kv_bytes, summaries_bytes, layer_bytes; /* of one layer in a block record; 64-aligned */
-    size_t block_bytes;                            /* one block record */
+    size_t kv_bytes, summaries_bytes, layer_bytes; /* of one layer of a block; 64-aligned */
+    size_t block_bytes;                            /* of all layers of a block */
     size_t output_cache_bytes, last_loaded_bytes,
         slot_layer_bytes; /* of one layer in a slot record; 64-aligned */
     size_t slot_bytes;    /* one slot record */
@@ -127,7 +128,7 @@ struct batch {
     const struct decode_span *decode; /* (n_decode) */
     const struct prompt_span *prompt; /* (n_prompt) */
     const int32_t *out_row;           /* (n_out) rows whose logits are wanted */
-    const int32_t *block_table;       /* (n_slots, C/B) block record of each block of each sequence */
+    const int32_t *block_table;       /* (n_slots, C/B) place in the pool of each block of each sequence */
     /* The same spans in host memory, borrowed for the call, for loops on the host side of a launcher. */
     const struct decode_span *host_decode;
     const struct prompt_span *host_prompt;
@@ -135,7 +136,7 @@ struct batch {
 
 /* One layer's view of the pools. */
 struct kv_layer {
-    char *blocks;       /* pool base + layer offset; block i of the pool at blocks + i * dims.block_bytes */
+    char *blocks;       /* the layer's part of the pool; block i at blocks + i * dims.layer_bytes */
     char *slots;        /* slot-record base + layer offset; slot s at slots + s * dims.slot_bytes */
     int layer;          /* 0-based, against decode_span.dense_layers */
     int sliding_window; /* 0, or how many tokens a query sees, itself included */
@@ -318,7 +319,12 @@ const char *device_describe(const struct device *d);
 /* Typed places in the records; used by both devices and by tests. */
 static inline char *kv_layer_block(const struct kv_layer *kv, const struct dims *m, int block)
 {
-    return kv->blocks + (size_t)block * m->block_bytes;
+    return kv->blocks + (size_t)block * m->layer_bytes;
+}
+/* Where a layer begins in the pool. */
+static inline size_t pool_layer_offset(const struct dims *m, int layer)
+{
+    return (size_t)layer * (size_t)m->n_blocks * m->layer_bytes;
 }
 /* From a key to its value. */
 static inline size_t kv_value_distance(const struct dims *m)

@@ -265,7 +265,7 @@ static void all_reduce(struct model *m, float *buffer, int n_rows)
 struct kv_layer model_layer(const struct model *m, int layer)
 {
     return (struct kv_layer){
-        .blocks = m->pool + (size_t)layer * m->dims.layer_bytes,
+        .blocks = m->pool + pool_layer_offset(&m->dims, layer),
         .slots = m->slots + (size_t)layer * m->dims.slot_layer_bytes,
         .layer = layer,
         .sliding_window = m->arch->slides[layer] ? m->arch->sliding_window : 0,

@@ -64,7 +64,7 @@ struct model {
     int n_host_blocks, n_host_slots; /* records that the swap space holds: the same on all ranks */
 
     /* State. */
-    char *pool;        /* n_blocks block records */
+    char *pool;        /* n_blocks blocks, layer after layer */
     char *slots;       /* n_slots slot records */
     int64_t *counters; /* (n_slots, COUNTER_COUNT) */
     float *inv_freq;   /* (E/2) */

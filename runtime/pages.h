@@ -1,4 +1,4 @@
-/* pages.h - which block record belongs to whom. Integers only; never looks inside a block.
+/* pages.h - which block belongs to whom. Integers only; never looks inside a block.
  *
  * A block holds B tokens of all layers (kernels.h). Blocks are counted by reference so that several sequences
  * can share the blocks of a common prefix.

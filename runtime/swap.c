@@ -31,12 +31,15 @@ void swap_close(struct swap *s)
 }
 
 /* Places of records. */
-static char *block_at(const struct model *m, int i) { return m->pool + (size_t)i * m->dims.block_bytes; }
+static char *block_at(const struct model *m, int layer, int i)
+{
+    return m->pool + pool_layer_offset(&m->dims, layer) + (size_t)i * m->dims.layer_bytes;
+}
 static char *slot_at(const struct model *m, int i) { return m->slots + (size_t)i * m->dims.slot_bytes; }
 static int64_t *counters_at(const struct model *m, int i) { return m->counters + (size_t)i * COUNTER_COUNT; }
-static char *host_block(const struct swap *s, int i)
+static char *host_block(const struct swap *s, int layer, int i)
 {
-    return s->blocks + (size_t)i * s->model->dims.block_bytes;
+    return s->blocks + (size_t)i * s->model->dims.block_bytes + (size_t)layer * s->model->dims.layer_bytes;
 }
 static char *host_slot(const struct swap *s, int i)
 {
@@ -49,7 +52,8 @@ void swap_out(struct swap *s, const struct step *step)
     for (int i = 0; i < step->n_moves; i++) {
         int from = step->move[i].from, to = step->move[i].to;
         if (step->move[i].kind == STEP_MOVE_BLOCK_OUT) {
-            m->op->download(m->device, host_block(s, to), block_at(m, from), m->dims.block_bytes);
+            for (int l = 0; l < m->dims.L; l++)
+                m->op->download(m->device, host_block(s, l, to), block_at(m, l, from), m->dims.layer_bytes);
         } else if (step->move[i].kind == STEP_MOVE_SLOT_OUT) {
             m->op->download(m->device, host_slot(s, to), slot_at(m, from), m->dims.slot_bytes);
             m->op->download(m->device, host_slot(s, to) + m->dims.slot_bytes, counters_at(m, from), COUNTERS);
@@ -63,9 +67,11 @@ void swap_in(struct swap *s, const struct step *step)
     for (int i = 0; i < step->n_moves; i++) {
         int from = step->move[i].from, to = step->move[i].to;
         if (step->move[i].kind == STEP_MOVE_BLOCK_COPY && from != to) {
-            m->op->copy(m->device, block_at(m, to), block_at(m, from), m->dims.block_bytes);
+            for (int l = 0; l < m->dims.L; l++)
+                m->op->copy(m->device, block_at(m, l, to), block_at(m, l, from), m->dims.layer_bytes);
         } else if (step->move[i].kind == STEP_MOVE_BLOCK_IN) {
-            m->op->upload(m->device, block_at(m, to), host_block(s, from), m->dims.block_bytes);
+            for (int l = 0; l < m->dims.L; l++)
+                m->op->upload(m->device, block_at(m, l, to), host_block(s, l, from), m->dims.layer_bytes);
         } else if (step->move[i].kind == STEP_MOVE_SLOT_IN) {
             m->op->upload(m->device, slot_at(m, to), host_slot(s, from), m->dims.slot_bytes);
             m->op->upload(m->device, counters_at(m, to), host_slot(s, from) + m->dims.slot_bytes, COUNTERS);

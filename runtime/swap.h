@@ -1,6 +1,6 @@
 /* swap.h - the pool in host memory where interrupted sequences wait, and the moves of records in a step.
  *
- * A host block holds one block record, a host slot one slot record and the slot's counters; which belongs to
+ * A host block holds all layers of a block, a host slot one slot record and the slot's counters; which belongs to
  * whom is the scheduler's business (sched.h). Its size is fixed at start and counted with the model's memory;
  * every rank holds the same number of records, each of its own shard. Transfers are issued in order on the
  * device's stream: a record that goes out and one that comes into its place need no wait in between. */

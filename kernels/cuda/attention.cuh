@@ -68,7 +68,7 @@ static __device__ __forceinline__ const int32_t *span_blocks(const struct batch 
 
 /* Where a page of a sequence lies. */
 struct page_place {
-    char *block; /* this layer's part of the block record */
+    char *block; /* this layer's part of the block */
     int page;    /* within the block */
 };
 
@@ -76,7 +76,7 @@ static __device__ __forceinline__ struct page_place
 page_place_of(const struct kv_layer &kv, const int32_t *blocks, int page, const struct dims &m)
 {
     int per_block = m.B / m.P, block = page / per_block;
-    return {kv.blocks + (size_t)blocks[block] * m.block_bytes, page - block * per_block};
+    return {kv.blocks + (size_t)blocks[block] * m.layer_bytes, page - block * per_block};
 }
 static __device__ __forceinline__ size_t values_distance(const struct dims &m) /* from a key to its value */
 {

@@ -58,7 +58,7 @@ static int by_size(const void *a, const void *b)
 
 static struct kv_layer layer(const struct bench *k, int l)
 {
-    return (struct kv_layer){k->pool + (size_t)l * k->m.layer_bytes,
+    return (struct kv_layer){k->pool + pool_layer_offset(&k->m, l),
                              k->slots + (size_t)l * k->m.slot_layer_bytes, l, 0};
 }
 

@@ -127,8 +127,8 @@ static struct kv_layer stage_layer(struct staged *s, const struct kv_layer *kv, 
 {
     struct kv_layer t = *kv;
     size_t l = (size_t)kv->layer;
-    t.blocks = stage(s, kv->blocks, written == NEITHER ? NULL : kv->blocks,
-                     (size_t)m->n_blocks * m->block_bytes - l * m->layer_bytes);
+    t.blocks =
+        stage(s, kv->blocks, written == NEITHER ? NULL : kv->blocks, (size_t)m->n_blocks * m->layer_bytes);
     t.slots = stage(s, kv->slots, written == BOTH ? kv->slots : NULL,
                     (size_t)m->n_slots * m->slot_bytes - l * m->slot_layer_bytes);
     return t;
