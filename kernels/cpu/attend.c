@@ -28,7 +28,6 @@ enum { MAX_CHUNK = 256 };
 
 struct attend {
     const struct tile *tile;
-    struct tile_products products;
     struct part part;
     const float *q;
     const struct kv_layer *kv;
@@ -48,10 +47,9 @@ struct chunk {
     int n_pages, n_tokens; /* n_tokens up to the new row's position */
     bool first;            /* of its split */
     const int32_t *page;
-    const char *key[MAX_CHUNK]; /* rows of the cache; zero rows from n_tokens on */
-    const char *
-        memory[2 *
-               MAX_CHUNK]; /* the pages' keys and values as they lie, a row's length each; zero rows behind */
+    const char *keys[64];             /* of the pages */
+    const char *key[MAX_CHUNK];       /* of the tokens, in the order of loads; zero rows from n_tokens on */
+    const char *ahead[2 * MAX_CHUNK]; /* keys and values as they lie, a row's length each; zero rows behind */
     int32_t *last_loaded[64];
 };
 
@@ -77,6 +75,7 @@ static const char *const *row_keys(const struct attend *a, const struct chunk *c
 {
     int P = a->m->P, lo = first_visible(r, a->kv->sliding_window), count = 0;
     bool is_new = r == c->span->position;
+    size_t row_bytes = (size_t)a->m->E * dtype_bytes(a->m->kv);
     *n = c->n_tokens;
     if (is_new && c->page[0] * P >= lo) return c->key;
     for (int j = 0; j < c->n_pages; j++) {
@@ -84,7 +83,7 @@ static const char *const *row_keys(const struct attend *a, const struct chunk *c
         if (start > r) break;
         if (start + P <= lo || (!is_new && *c->last_loaded[j] >= r)) continue;
         int from = start < lo ? lo - start : 0, to = start + P - 1 > r ? r - start + 1 : P;
-        for (int t = from; t < to; t++) list[count++] = c->key[j * P + t];
+        for (int t = from; t < to; t++) list[count++] = c->keys[j] + (size_t)t * row_bytes;
     }
     for (int t = count; t % 4; t++) list[t] = tile_zero_row;
     *n = count;
@@ -114,11 +113,24 @@ static bool next_split(struct attend *a, struct cursor *at)
     }
 }
 
-static inline __attribute__((always_inline)) void list_rows(const char **key, const char **memory,
-                                                            const char *from, int n, size_t row_bytes)
+/* The order of loads. The first cache's prefetchers must not guess what comes next: what they ask for behind the end of a
+ * page, or of a block's pages, nobody wants, and it takes the memory's time. They guess when rows are loaded in ascending
+ * order. So rows come by fours in ROW_ORDER, and of each four such fours the last two change places. On a Zen 4 chosen
+ * pages of 1 KiB take 15 % less time so, all pages 7 %. Prefetches ascend, which costs nothing. */
+static const int ROW_ORDER[4] = {1, 3, 0, 2};
+
+static inline int place_of_four(int k, int n) { return k < n / 4 * 4 ? k ^ (k >> 1 & 1) : k; }
+
+/* The P tokens of a page from token t of the chunk on, whose first n_fours * 4 exist. */
+static inline __attribute__((always_inline)) void list_page(struct chunk *c, const char *keys, int t,
+                                                            int n_fours, size_t row_bytes, const int P)
 {
-    for (int t = 0; t < n; t++) key[t] = from + (size_t)t * row_bytes;
-    for (int t = 0; t < 2 * n; t++) memory[t] = from + (size_t)t * row_bytes;
+    for (int k = t / 4; k < (t + P) / 4; k++) {
+        const char **key = c->key + 4 * place_of_four(k, n_fours),
+                   *from = keys + (size_t)(4 * k - t) * row_bytes;
+        for (int r = 0; r < 4; r++) key[r] = from + (size_t)(k < n_fours ? ROW_ORDER[r] : r) * row_bytes;
+    }
+    for (int i = 0; i < 2 * P; i++) c->ahead[2 * t + i] = keys + (size_t)i * row_bytes;
 }
 
 /* The chunk at the cursor, which moves on; false at the end of all work. */
@@ -136,26 +148,27 @@ static bool next_chunk(struct attend *a, struct cursor *at, struct chunk *c)
     c->n_pages = at->to - at->from < chunk_pages(m) ? at->to - at->from : chunk_pages(m);
     at->from += c->n_pages;
     at->first = false;
+    int last = c->span->position - c->page[c->n_pages - 1] * m->P + 1;
+    c->n_tokens = (c->n_pages - 1) * m->P + (last < m->P ? last : m->P);
 
     const int32_t *blocks = span_blocks(a->b, m, c->span->slot);
+    int n_fours = c->n_tokens / 4;
     size_t row_bytes = (size_t)m->E * dtype_bytes(m->kv), page_bytes = 2 * kv_value_distance(m);
     size_t head_offset = kv_key_offset(m, c->kv_head, 0);
     int32_t *last_loaded = kv_last_loaded(a->kv, m, c->span->slot, c->kv_head, 0);
     for (int j = 0; j < c->n_pages; j++) {
         int block = (int)((uint64_t)c->page[j] * a->inverse >> 40), page = c->page[j] - block * a->per_block;
         const char *keys = kv_layer_block(a->kv, m, blocks[block]) + head_offset + (size_t)page * page_bytes;
-        const char **key = c->key + j * m->P, **memory = c->memory + 2 * j * m->P;
-        if (m->P == 4) list_rows(key, memory, keys, 4, row_bytes); /* where it counts: unrolled */
-        else list_rows(key, memory, keys, m->P, row_bytes);
+        c->keys[j] = keys;
+        if (m->P == 4) list_page(c, keys, 4 * j, n_fours, row_bytes, 4); /* where it counts: unrolled */
+        else list_page(c, keys, m->P * j, n_fours, row_bytes, m->P);
         if (c->span->n_rows > 1) {
             c->last_loaded[j] = last_loaded + c->page[j];
             __builtin_prefetch(c->last_loaded[j]);
         }
     }
-    int last = c->span->position - c->page[c->n_pages - 1] * m->P + 1;
-    c->n_tokens = (c->n_pages - 1) * m->P + (last < m->P ? last : m->P);
     for (int t = c->n_tokens; t < MAX_CHUNK; t++) c->key[t] = tile_zero_row;
-    for (int t = 2 * c->n_pages * m->P; t < 2 * MAX_CHUNK; t++) c->memory[t] = tile_zero_row;
+    for (int t = 2 * c->n_pages * m->P; t < 2 * MAX_CHUNK; t++) c->ahead[t] = tile_zero_row;
     return true;
 }
 
@@ -170,20 +183,19 @@ static void attend_row(const struct attend *a, const struct chunk *c, int r, con
     const char *const *key = row_keys(a, c, r, list, &n);
     if (n == 0) return;
     const float *q = a->q + ((size_t)row * (size_t)m->Qr + (size_t)c->head) * (size_t)m->E;
-    a->products.dots(score, MAX_CHUNK, q, (size_t)m->E, c->n_heads, key, next, 0, (n + 3) / 4 * 4, m->E,
-                     m->kv);
+    a->tile->dots(score, MAX_CHUNK, q, (size_t)m->E, c->n_heads, key, next, 0, (n + 3) / 4 * 4, m->E, m->kv);
     size_t at = part_index(&a->part, m, row, c->split, c->head - m->head_off);
     float *out = a->part.out + at * (size_t)m->E;
     int padded = (n + 15) / 16 * 16;
     for (int h = 0; h < c->n_heads; h++)
         for (int t = n; t < padded; t++) score[h * MAX_CHUNK + t] = -INFINITY;
     float factor[TILE_MAX_G];
-    a->products.weigh(score, MAX_CHUNK, c->n_heads, padded, m->attention_scale, a->part.ml + 2 * at, factor);
+    a->tile->weigh(score, MAX_CHUNK, c->n_heads, padded, m->attention_scale, a->part.ml + 2 * at, factor);
     for (int h = 0; h < c->n_heads; h++)
         if (factor[h] != 1) a->tile->scale(out + h * m->E, m->E, factor[h]);
     size_t values = kv_value_distance(m);
-    a->products.values(out, (size_t)m->E, score, MAX_CHUNK, c->n_heads, key, values,
-                       next ? next + (n + 3) / 4 * 4 : NULL, 0, n, m->E, m->kv);
+    a->tile->values(out, (size_t)m->E, score, MAX_CHUNK, c->n_heads, key, values,
+                    next ? next + (n + 3) / 4 * 4 : NULL, 0, n, m->E, m->kv);
 }
 
 static void clear_parts(const struct attend *a, const struct chunk *c)
@@ -223,7 +235,7 @@ static void attend_task(void *arg, int task, int thread)
         if (c->first) clear_parts(a, c);
         /* The new row reads everything and prefetches; the others then find it in the second cache. */
         for (int i = 0; i < c->span->n_rows; i++)
-            attend_row(a, c, c->span->position - i, more && i == 0 ? next->memory : NULL);
+            attend_row(a, c, c->span->position - i, more && i == 0 ? next->ahead : NULL);
         struct chunk *done = c;
         c = next;
         next = done;
@@ -238,11 +250,8 @@ void cpu_attend(struct device *d, void *part, const float *q, const struct kv_la
     if (b->n_decode == 0) return;
     int longest = 0;
     for (int i = 0; i < b->n_decode * m->Kr; i++) longest = count[i] > longest ? count[i] : longest;
-    const struct tile *tile = tile_of(cpu_isa_of(d));
-    struct attend a = {
-        tile, {tile->dots, tile->weigh, tile->values}, part_of(part, m), q, kv, pages, count, b,
-        m,    .n_splits = splits_of(longest, m)};
-    if (cpu_of(d)->pairs && m->kv == DTYPE_BF16) a.products = *tile->pairs;
+    struct attend a = {tile_of(cpu_isa_of(d)),           part_of(part, m), q, kv, pages, count, b, m,
+                       .n_splits = splits_of(longest, m)};
     a.per_block = m->B / m->P;
     a.inverse = ((1ull << 40) + (uint64_t)a.per_block - 1) / (uint64_t)a.per_block;
     int items = a.n_splits * b->n_decode * m->Kr, threads = cpu_threads(d);

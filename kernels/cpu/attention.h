@@ -107,20 +107,6 @@ struct tile {
     /* index (n_taken) = first + j, ascending, of the keys above `limit` and the first n_ties of those equal to it: so
      * many there are. Keys are read up to a multiple of 16. */
     void (*take_above)(int32_t *index, int n_taken, const int32_t *key, int first, int32_t limit, int n_ties);
-    const struct tile_products *pairs; /* NULL: none */
-};
-
-/* dots, weigh and values for bf16 rows that multiply bf16 in pairs (linear.h), queries and weights being split in two bf16.
- * weigh leaves the weights of a query so in its row of s, which has room for a multiple of 32, and values takes them
- * from there: t0 is a multiple of 4, and so is what is read of `ahead`; what is behind t1 weighs 0. The order of additions
- * is given by t1 - t0. dots: width at most TILE_MAX_E. */
-struct tile_products {
-    void (*dots)(float *s, size_t s_stride, const float *q, size_t q_stride, int n_q, const char *const *row,
-                 const char *const *ahead, int c0, int c1, int width, enum dtype type);
-    void (*weigh)(float *s, size_t s_stride, int n_q, int n, float scale, float *ml, float *factor);
-    void (*values)(float *o, size_t o_stride, const float *p, size_t p_stride, int n_q,
-                   const char *const *row, size_t byte_offset, const char *const *ahead, int t0, int t1,
-                   int E, enum dtype type);
 };
 
 /* For weigh(): the maximum of ml (m, sum) becomes m; returns the factor of what was summed so far. */
@@ -133,7 +119,6 @@ static inline float tile_move(float *ml, float m)
 }
 
 extern const struct tile tile_portable, tile_avx2, tile_avx512;
-extern const struct tile_products tile_pairs_avx512;
 static inline size_t tile_code_stride(const struct tile_codes *q)
 {
     return (size_t)(q->type == SUMMARY_Q8 ? 2 * q->E : q->E);
@@ -224,7 +209,7 @@ static inline int first_visible(int r, int sliding_window)
 
 /* Where a page of a sequence lies. */
 struct page_place {
-    char *block; /* this layer's part of the block record */
+    char *block; /* this layer's part of the block */
     int page;    /* within the block */
 };
 

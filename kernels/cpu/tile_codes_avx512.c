@@ -1,10 +1,11 @@
 /* tile_codes_avx512.c - tile primitives of choosing pages with AVX-512 (F, BW, VL, DQ, VNNI): sums of codes and what is
  * done with the keys that the scores become. The order of loads keeps the first cache's prefetchers from guessing what lies
- * behind a block's pages (rows_avx512.h). */
+ * behind a block's pages (attend.c). */
 #include <immintrin.h>
 
 #include "kernels/cpu/attention.h"
-#include "kernels/cpu/rows_avx512.h"
+
+#define INLINE static inline __attribute__((always_inline))
 
 static inline __mmask16 lanes_below(int n) { return (__mmask16)((1u << n) - 1); }
 
@@ -71,13 +72,24 @@ INLINE __m512i high_nibbles(__m512i x) { return low_nibbles(_mm512_srli_epi16(x,
 
 enum { CODE_Q = 4 }; /* queries at once: two chains and two registers of codes each, beside eight of pages */
 
+static const int ROW_ORDER[4] = {1, 3, 0, 2};
+
 /* x[j]: words j, j + 4, j + 8, j + 12 of 64 bytes of four rows, those of the same place side by side. */
 INLINE void turn(__m512i x[4], const char *const *row, int offset)
 {
     __m512i r[4];
 #pragma GCC unroll 4
-    for (int i = 0; i < 4; i++) r[ROW_ORDER[i]] = loaded(_mm512_loadu_si512(row[ROW_ORDER[i]] + offset));
-    turn_words(x, r);
+    for (int i = 0; i < 4; i++) {
+        int k = ROW_ORDER[i];
+        r[k] = _mm512_loadu_si512(row[k] + offset);
+        __asm__ volatile("" : "+v"(r[k])); /* keeps the order */
+    }
+    __m512i a = _mm512_unpacklo_epi32(r[0], r[1]), b = _mm512_unpackhi_epi32(r[0], r[1]);
+    __m512i c = _mm512_unpacklo_epi32(r[2], r[3]), d = _mm512_unpackhi_epi32(r[2], r[3]);
+    x[0] = _mm512_unpacklo_epi64(a, c);
+    x[1] = _mm512_unpackhi_epi64(a, c);
+    x[2] = _mm512_unpacklo_epi64(b, d);
+    x[3] = _mm512_unpackhi_epi64(b, d);
 }
 
 /* Codes of a query as turn() lays those of pages: w[j] for the low and the high halves of bytes. */

@@ -45,10 +45,7 @@ struct world {
     float *q_norm, *k_norm;
     uint64_t random;
     int step;
-    double
-        weight_rounding; /* of attention weights, relative: tensor cores and products in pairs take them in the
-                               cache's type */
-    double sum_rounding; /* of their sum: products in pairs add up what was rounded */
+    double weight_rounding; /* of attention weights, relative: tensor cores take them in the cache's type */
 
     /* The sequences. */
     int *n_tokens, *first_decode;  /* (n_slots) */
