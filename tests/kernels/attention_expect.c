@@ -27,9 +27,14 @@ static void *array(size_t bytes)
 /* Half a unit in the last place of the type, relative. */
 static double epsilon(enum dtype t) { return t == DTYPE_F32 ? 0x1p-24 : t == DTYPE_BF16 ? 0x1p-8 : 0x1p-11; }
 
-static char *block_of(const struct world *w, int slot, int position)
+static int block_of(const struct world *w, int slot, int position)
 {
-    return kv_layer_block(&w->kv, &w->m, w->block_table[slot * (w->m.C / w->m.B) + position / w->m.B]);
+    return w->block_table[slot * (w->m.C / w->m.B) + position / w->m.B];
+}
+
+static char *summaries_of(const struct world *w, int slot, int page)
+{
+    return kv_layer_summaries(&w->kv, &w->m, block_of(w, slot, page * w->m.P));
 }
 
 /* The head's vector after norm and rope, and the largest magnitude in it. */
@@ -67,7 +72,7 @@ static void read_codes(const struct world *w, int slot, int page, int kv_head, i
                        double scale[2])
 {
     const struct dims *m = &w->m;
-    const char *block = block_of(w, slot, page * m->P);
+    const char *block = summaries_of(w, slot, page);
     const unsigned char *at =
         (const unsigned char *)block + kv_summary_offset(m, kv_head, page % (m->B / m->P));
     uint16_t stored[2];
@@ -112,7 +117,7 @@ static void expect_summary_codes(const struct world *w, int slot, int page, int 
     bool q8 = m->summary == SUMMARY_Q8;
     expect_codes(c, code_c, scale[0], m->E, q8 ? -127 : -7, q8 ? 127 : 7);
     expect_codes(u, code_u, scale[1], m->E, 0, q8 ? 127 : 15);
-    char *block = block_of(w, slot, page * m->P);
+    char *block = summaries_of(w, slot, page);
     allow(w, block + kv_summary_offset(m, kv_head, page % (m->B / m->P)), m->summary_stride);
     allow(w, block + kv_scales_offset(m, kv_head, page % (m->B / m->P)), SUMMARY_SCALES_BYTES);
 }
@@ -121,7 +126,7 @@ static void expect_summary_codes(const struct world *w, int slot, int page, int 
 static void expect_summary(const struct world *w, int slot, int page, int newest, int kv_head)
 {
     const struct dims *m = &w->m;
-    char *at = block_of(w, slot, page * m->P) + kv_summary_offset(m, kv_head, page % (m->B / m->P));
+    char *at = summaries_of(w, slot, page) + kv_summary_offset(m, kv_head, page % (m->B / m->P));
     int last = page * m->P + m->P - 1 < newest ? page * m->P + m->P - 1 : newest;
     if (summary_has_codes(m)) {
         expect_summary_codes(w, slot, page, last, kv_head);
@@ -172,7 +177,8 @@ static void expect_row_stored(const struct world *w, int row)
                  "value of slot %d position %d kv head %d element %d", slot, position, g, e);
         }
         size_t bytes = (size_t)E * dtype_bytes(m->kv);
-        char *key = block_of(w, slot, position) + kv_key_offset(m, g, position % m->B);
+        char *key =
+            kv_layer_block(&w->kv, m, block_of(w, slot, position)) + kv_key_offset(m, g, position % m->B);
         allow(w, key, bytes);
         allow(w, key + kv_value_distance(m), bytes);
     }
