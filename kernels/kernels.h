@@ -317,6 +317,7 @@ const struct ops *device_ops(const struct device *d);
 const char *device_describe(const struct device *d);
 
 /* Typed places in the records; used by both devices and by tests. */
+/* The keys and values of a block. */
 static inline char *kv_layer_block(const struct kv_layer *kv, const struct dims *m, int block)
 {
     return kv->blocks + (size_t)block * m->kv_bytes;

@@ -1,6 +1,5 @@
 /* tile_codes_avx512.c - tile primitives of choosing pages with AVX-512 (F, BW, VL, DQ, VNNI): sums of codes and what is
- * done with the keys that the scores become. The order of loads keeps the first cache's prefetchers from guessing what lies
- * behind a block's pages (attend.c). */
+ * done with the keys that the scores become. */
 #include <immintrin.h>
 
 #include "kernels/cpu/attention.h"
@@ -71,8 +70,6 @@ INLINE __m512i low_nibbles(__m512i x) { return _mm512_and_si512(x, _mm512_set1_e
 INLINE __m512i high_nibbles(__m512i x) { return low_nibbles(_mm512_srli_epi16(x, 4)); }
 
 enum { CODE_Q = 4 }; /* queries at once: two chains and two registers of codes each, beside eight of pages */
-
-static const int ROW_ORDER[4] = {1, 3, 0, 2};
 
 /* x[j]: words j, j + 4, j + 8, j + 12 of 64 bytes of four rows, those of the same place side by side. */
 INLINE void turn(__m512i x[4], const char *const *row, int offset)

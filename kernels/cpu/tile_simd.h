@@ -201,6 +201,16 @@ static void weigh(float *s, size_t s_stride, int n_q, int n, float scale, float 
     }
 }
 
+/* The v-th vector of a row, n elements of it; in pairs the even elements of two vectors, then the odd ones. */
+INLINE vec values_vec(const char *row, int v, bool in_pairs, int n, enum dtype type)
+{
+    size_t step = (size_t)LANES * (type == DTYPE_F32 ? 4 : 2);
+    if (in_pairs && v % 2) return vec_odd(row + (size_t)(v - 1) * step, type);
+    if (in_pairs) return vec_even(row + (size_t)v * step, type);
+    row += (size_t)v * step;
+    return n == LANES ? vec_widen(row, type) : vec_widen_n(row, n, type);
+}
+
 /* NQ outputs of NV vectors from element e on; the last vector has `tail` elements. */
 INLINE void values_block(float *o, size_t o_stride, const float *p, size_t p_stride, const char *const *row,
                          size_t byte_offset, const char *const *ahead, size_t ahead_offset, int t0, int t1,
@@ -233,11 +243,7 @@ INLINE void values_block(float *o, size_t o_stride, const float *p, size_t p_str
                 _mm_prefetch(ahead[t] + ahead_offset + line, PREFETCH);
         vec x[BLOCK];
 #pragma GCC unroll 4
-        for (int v = 0; v < NV; v++)
-            x[v] = in_pairs              ? v % 2 ? vec_odd(r + (size_t)(v - 1) * step, type)
-                                                 : vec_even(r + (size_t)v * step, type)
-                                : v < NV - 1 || whole ? vec_widen(r + (size_t)v * step, type)
-                                         : vec_widen_n(r + (size_t)v * step, tail, type);
+        for (int v = 0; v < NV; v++) x[v] = values_vec(r, v, in_pairs, v < NV - 1 ? LANES : tail, type);
 #pragma GCC unroll 8
         for (int i = 0; i < NQ; i++) {
             vec w = vec_set1(p[(size_t)i * p_stride + (size_t)t]);

@@ -72,11 +72,11 @@ static void read_codes(const struct world *w, int slot, int page, int kv_head, i
                        double scale[2])
 {
     const struct dims *m = &w->m;
-    const char *block = summaries_of(w, slot, page);
+    const char *summaries = summaries_of(w, slot, page);
     const unsigned char *at =
-        (const unsigned char *)block + kv_summary_offset(m, kv_head, page % (m->B / m->P));
+        (const unsigned char *)summaries + kv_summary_offset(m, kv_head, page % (m->B / m->P));
     uint16_t stored[2];
-    memcpy(stored, block + kv_scales_offset(m, kv_head, page % (m->B / m->P)), sizeof stored);
+    memcpy(stored, summaries + kv_scales_offset(m, kv_head, page % (m->B / m->P)), sizeof stored);
     for (int i = 0; i < 2; i++) scale[i] = (double)dtype_f32_from_bf16(stored[i]);
     for (int e = 0; e < m->E; e++) {
         int half = m->E / 2, byte = e % half, shift = e < half ? 0 : 4;
@@ -117,9 +117,9 @@ static void expect_summary_codes(const struct world *w, int slot, int page, int 
     bool q8 = m->summary == SUMMARY_Q8;
     expect_codes(c, code_c, scale[0], m->E, q8 ? -127 : -7, q8 ? 127 : 7);
     expect_codes(u, code_u, scale[1], m->E, 0, q8 ? 127 : 15);
-    char *block = summaries_of(w, slot, page);
-    allow(w, block + kv_summary_offset(m, kv_head, page % (m->B / m->P)), m->summary_stride);
-    allow(w, block + kv_scales_offset(m, kv_head, page % (m->B / m->P)), SUMMARY_SCALES_BYTES);
+    char *summaries = summaries_of(w, slot, page);
+    allow(w, summaries + kv_summary_offset(m, kv_head, page % (m->B / m->P)), m->summary_stride);
+    allow(w, summaries + kv_scales_offset(m, kv_head, page % (m->B / m->P)), SUMMARY_SCALES_BYTES);
 }
 
 /* The summary of a page: min and max of its keys up to `newest`. */
