@@ -363,14 +363,15 @@ static double coded_value(const char *summary, const char *scales, int i, const 
 }
 
 /* Codes of keys that differ by a rounding may differ by one. */
-static void compare_codes(struct check_device *c, int layer, const char *from, const struct dims *m)
+static void compare_codes(struct check_device *c, int layer, const char *record, const struct dims *m)
 {
+    const char *from = record + m->kv_bytes;
     char *x = fetch(c->a, c->oa, from, m->summaries_bytes),
          *y = fetch(c->b, c->ob, twin_of(c, from), m->summaries_bytes);
     for (int head = 0; head < m->Kr; head++)
         for (int page = 0; page < m->B / m->P; page++) {
-            size_t at = kv_summary_offset(m, head, page);
-            size_t scales = kv_scales_offset(m, head, page);
+            size_t at = kv_summary_offset(m, head, page) - m->kv_bytes;
+            size_t scales = kv_scales_offset(m, head, page) - m->kv_bytes;
             for (int i = 0; i < 2 * m->E; i++) {
                 uint16_t step;
                 memcpy(&step, x + scales + (i >= m->E ? 2 : 0), sizeof step);
@@ -405,12 +406,12 @@ static void compare_touched_blocks(struct check_device *c, const struct kv_layer
         int block = blocks[(size_t)slot[i] * table + (size_t)(position[i] / m->B)];
         if (block == last) continue;
         last = block;
-        char *summaries = kv_layer_summaries(kv, m, block);
-        compare(c, "rope_store", "keys and values", kv->layer, kv_layer_block(kv, m, block),
+        char *record = kv_layer_block(kv, m, block);
+        compare(c, "rope_store", "keys and values", kv->layer, record,
                 (size_t)m->Kr * 2 * (size_t)m->B * (size_t)m->E, (size_t)m->E, m->kv);
-        if (summary_has_codes(m)) compare_codes(c, kv->layer, summaries, m);
+        if (summary_has_codes(m)) compare_codes(c, kv->layer, record, m);
         else
-            compare(c, "rope_store", "page summaries", kv->layer, summaries,
+            compare(c, "rope_store", "page summaries", kv->layer, record + m->kv_bytes,
                     pages * m->summary_bytes / dtype_bytes(summary), (size_t)m->E, summary);
     }
     free(blocks);

@@ -22,8 +22,8 @@
  *  5. No op writes outside the shapes given here (canaries in the tests).
  *
  * Memory layout of the paged cache. The pool has n_blocks blocks of B tokens, layer after layer: what a step reads of a
- * layer lies close together, in few pages of the address translation. Of a layer first the keys and values of all blocks,
- * then the summaries of all blocks, which are read as one stream. Of a block:
+ * layer lies close together, in few pages of the address translation. Of layer l and block i, at (l * n_blocks + i) *
+ * layer_bytes:
  *   keys and values   (Kr, B/P, 2, P, E) in dims.kv  K then V of each page, P consecutive tokens: what is read
  *                                                   together lies together, however small the page
  *   page summaries    (Kr, summary_head_bytes)      of each page, a function of its keys alone (enum summary_type)
@@ -136,7 +136,7 @@ struct batch {
 
 /* One layer's view of the pools. */
 struct kv_layer {
-    char *blocks;       /* the layer's part of the pool: kv_layer_block(), kv_layer_summaries() */
+    char *blocks;       /* the layer's part of the pool; block i at blocks + i * dims.layer_bytes */
     char *slots;        /* slot-record base + layer offset; slot s at slots + s * dims.slot_bytes */
     int layer;          /* 0-based, against decode_span.dense_layers */
     int sliding_window; /* 0, or how many tokens a query sees, itself included */
@@ -317,14 +317,9 @@ const struct ops *device_ops(const struct device *d);
 const char *device_describe(const struct device *d);
 
 /* Typed places in the records; used by both devices and by tests. */
-/* The keys and values of a block. */
 static inline char *kv_layer_block(const struct kv_layer *kv, const struct dims *m, int block)
 {
-    return kv->blocks + (size_t)block * m->kv_bytes;
-}
-static inline char *kv_layer_summaries(const struct kv_layer *kv, const struct dims *m, int block)
-{
-    return kv->blocks + (size_t)m->n_blocks * m->kv_bytes + (size_t)block * m->summaries_bytes;
+    return kv->blocks + (size_t)block * m->layer_bytes;
 }
 /* Where a layer begins in the pool. */
 static inline size_t pool_layer_offset(const struct dims *m, int layer)
@@ -342,16 +337,15 @@ static inline size_t kv_key_offset(const struct dims *m, int kv_head, int token)
     size_t page = (size_t)kv_head * (size_t)(m->B / m->P) + (size_t)(token / m->P);
     return page * 2 * kv_value_distance(m) + (size_t)(token % m->P) * (size_t)m->E * dtype_bytes(m->kv);
 }
-/* Among the block's summaries. */
 static inline size_t kv_summary_offset(const struct dims *m, int kv_head, int page_in_block)
 {
-    return (size_t)kv_head * m->summary_head_bytes + (size_t)page_in_block * m->summary_stride;
+    return m->kv_bytes + (size_t)kv_head * m->summary_head_bytes + (size_t)page_in_block * m->summary_stride;
 }
 static inline bool summary_has_codes(const struct dims *m) { return m->summary >= SUMMARY_Q8; }
 /* Of a summary with codes: the two scales. */
 static inline size_t kv_scales_offset(const struct dims *m, int kv_head, int page_in_block)
 {
-    return (size_t)kv_head * m->summary_head_bytes + (size_t)(m->B / m->P) * m->summary_stride +
+    return m->kv_bytes + (size_t)kv_head * m->summary_head_bytes + (size_t)(m->B / m->P) * m->summary_stride +
            (size_t)page_in_block * SUMMARY_SCALES_BYTES;
 }
 /* last_loaded of a page of the sequence in `slot`. */

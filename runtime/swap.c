@@ -30,23 +30,16 @@ void swap_close(struct swap *s)
     *s = (struct swap){0};
 }
 
-/* Places of blocks, by their pieces, and of slot records. Pieces: of each layer keys and values, then summaries. */
-static char *block_at(const struct model *m, int piece, int i)
+/* Places of records. */
+static char *block_at(const struct model *m, int layer, int i)
 {
-    struct kv_layer kv = model_layer(m, piece / 2);
-    return piece % 2 ? kv_layer_summaries(&kv, &m->dims, i) : kv_layer_block(&kv, &m->dims, i);
+    return m->pool + pool_layer_offset(&m->dims, layer) + (size_t)i * m->dims.layer_bytes;
 }
 static char *slot_at(const struct model *m, int i) { return m->slots + (size_t)i * m->dims.slot_bytes; }
 static int64_t *counters_at(const struct model *m, int i) { return m->counters + (size_t)i * COUNTER_COUNT; }
-static size_t piece_bytes(const struct model *m, int piece)
+static char *host_block(const struct swap *s, int layer, int i)
 {
-    return piece % 2 ? m->dims.summaries_bytes : m->dims.kv_bytes;
-}
-static char *host_block(const struct swap *s, int piece, int i)
-{
-    const struct dims *d = &s->model->dims;
-    size_t in_block = (size_t)(piece / 2) * d->layer_bytes + (piece % 2 ? d->kv_bytes : 0);
-    return s->blocks + (size_t)i * d->block_bytes + in_block;
+    return s->blocks + (size_t)i * s->model->dims.block_bytes + (size_t)layer * s->model->dims.layer_bytes;
 }
 static char *host_slot(const struct swap *s, int i)
 {
@@ -59,8 +52,8 @@ void swap_out(struct swap *s, const struct step *step)
     for (int i = 0; i < step->n_moves; i++) {
         int from = step->move[i].from, to = step->move[i].to;
         if (step->move[i].kind == STEP_MOVE_BLOCK_OUT) {
-            for (int p = 0; p < 2 * m->dims.L; p++)
-                m->op->download(m->device, host_block(s, p, to), block_at(m, p, from), piece_bytes(m, p));
+            for (int l = 0; l < m->dims.L; l++)
+                m->op->download(m->device, host_block(s, l, to), block_at(m, l, from), m->dims.layer_bytes);
         } else if (step->move[i].kind == STEP_MOVE_SLOT_OUT) {
             m->op->download(m->device, host_slot(s, to), slot_at(m, from), m->dims.slot_bytes);
             m->op->download(m->device, host_slot(s, to) + m->dims.slot_bytes, counters_at(m, from), COUNTERS);
@@ -74,11 +67,11 @@ void swap_in(struct swap *s, const struct step *step)
     for (int i = 0; i < step->n_moves; i++) {
         int from = step->move[i].from, to = step->move[i].to;
         if (step->move[i].kind == STEP_MOVE_BLOCK_COPY && from != to) {
-            for (int p = 0; p < 2 * m->dims.L; p++)
-                m->op->copy(m->device, block_at(m, p, to), block_at(m, p, from), piece_bytes(m, p));
+            for (int l = 0; l < m->dims.L; l++)
+                m->op->copy(m->device, block_at(m, l, to), block_at(m, l, from), m->dims.layer_bytes);
         } else if (step->move[i].kind == STEP_MOVE_BLOCK_IN) {
-            for (int p = 0; p < 2 * m->dims.L; p++)
-                m->op->upload(m->device, block_at(m, p, to), host_block(s, p, from), piece_bytes(m, p));
+            for (int l = 0; l < m->dims.L; l++)
+                m->op->upload(m->device, block_at(m, l, to), host_block(s, l, from), m->dims.layer_bytes);
         } else if (step->move[i].kind == STEP_MOVE_SLOT_IN) {
             m->op->upload(m->device, slot_at(m, to), host_slot(s, from), m->dims.slot_bytes);
             m->op->upload(m->device, counters_at(m, to), host_slot(s, from) + m->dims.slot_bytes, COUNTERS);

@@ -214,17 +214,15 @@ static inline int first_visible(int r, int sliding_window)
 
 /* Where a page of a sequence lies. */
 struct page_place {
-    char *block, *summaries; /* of this layer */
-    int page;                /* within the block */
+    char *block; /* this layer's part of the block */
+    int page;    /* within the block */
 };
 
 static inline struct page_place page_place_of(const struct kv_layer *kv, const int32_t *blocks, int page,
                                               const struct dims *m)
 {
     int per_block = m->B / m->P;
-    int block = blocks[page / per_block];
-    return (struct page_place){kv_layer_block(kv, m, block), kv_layer_summaries(kv, m, block),
-                               page % per_block};
+    return (struct page_place){kv_layer_block(kv, m, blocks[page / per_block]), page % per_block};
 }
 
 static inline char *page_keys(struct page_place at, const struct dims *m, int kv_head)

@@ -152,8 +152,8 @@ static void store_rows(const struct rope_store *a, struct rows s, int i0, int i1
     for (int page = (s.position0 + i0) / m->P; page <= (s.position0 + i1 - 1) / m->P; page++) {
         struct page_place at = page_place_of(a->kv, blocks, page, m);
         int n = newest - page * m->P + 1 < m->P ? newest - page * m->P + 1 : m->P;
-        summarize(a->tile, at.summaries + kv_summary_offset(m, kv_head, at.page),
-                  at.summaries + kv_scales_offset(m, kv_head, at.page), page_keys(at, m, kv_head), n, m);
+        summarize(a->tile, at.block + kv_summary_offset(m, kv_head, at.page),
+                  at.block + kv_scales_offset(m, kv_head, at.page), page_keys(at, m, kv_head), n, m);
     }
 }
 

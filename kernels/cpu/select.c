@@ -125,13 +125,12 @@ static int list_runs(const struct select *a, struct tile_run *run, int most, con
     const int32_t *block = span_blocks(a->b, m, at->s->slot) + page / per_block;
     size_t codes = kv_summary_offset(m, at->kv_head, 0), scales = kv_scales_offset(m, at->kv_head, 0);
     for (page %= per_block; n > 0 && n_runs < most; page = 0, block++) {
-        const char *summaries = kv_layer_summaries(a->kv, m, *block);
+        const char *record = kv_layer_block(a->kv, m, *block);
         for (int length; n > 0 && page < per_block && n_runs < most; page += length, n -= length) {
             length = per_block - page < n ? per_block - page : n;
             length = length < TILE_RUN ? length : TILE_RUN;
-            run[n_runs++] =
-                (struct tile_run){summaries + codes + (size_t)page * m->summary_stride,
-                                  summaries + scales + (size_t)page * SUMMARY_SCALES_BYTES, length};
+            run[n_runs++] = (struct tile_run){record + codes + (size_t)page * m->summary_stride,
+                                              record + scales + (size_t)page * SUMMARY_SCALES_BYTES, length};
         }
     }
     return n_runs;
@@ -193,7 +192,7 @@ static int list_rows(const struct select *a, const char **row, const struct stre
     int per_block = m->B / m->P, page = stretch_page(at) + first, n = stretch_pages(at) - first;
     n = n < 0 ? 0 : n < TILE_COLS ? n : TILE_COLS;
     for (int j = 0; j < n; j++, page++)
-        row[j] = kv_layer_summaries(a->kv, m, blocks[page / per_block]) +
+        row[j] = kv_layer_block(a->kv, m, blocks[page / per_block]) +
                  kv_summary_offset(m, at->kv_head, page % per_block);
     for (int j = n; j < TILE_COLS; j++) row[j] = tile_zero_row;
     return n;

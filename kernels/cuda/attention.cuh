@@ -68,18 +68,15 @@ static __device__ __forceinline__ const int32_t *span_blocks(const struct batch 
 
 /* Where a page of a sequence lies. */
 struct page_place {
-    char *block, *summaries; /* of this layer */
-    int page;                /* within the block */
+    char *block; /* this layer's part of the block */
+    int page;    /* within the block */
 };
 
 static __device__ __forceinline__ struct page_place
 page_place_of(const struct kv_layer &kv, const int32_t *blocks, int page, const struct dims &m)
 {
-    int per_block = m.B / m.P, in_table = page / per_block;
-    size_t block = (size_t)blocks[in_table];
-    return {kv.blocks + block * m.kv_bytes,
-            kv.blocks + (size_t)m.n_blocks * m.kv_bytes + block * m.summaries_bytes,
-            page - in_table * per_block};
+    int per_block = m.B / m.P, block = page / per_block;
+    return {kv.blocks + (size_t)blocks[block] * m.layer_bytes, page - block * per_block};
 }
 static __device__ __forceinline__ size_t values_distance(const struct dims &m) /* from a key to its value */
 {
@@ -91,14 +88,15 @@ static __device__ __forceinline__ char *page_keys(struct page_place at, const st
 }
 static __device__ __forceinline__ char *page_summary(struct page_place at, const struct dims &m, int kv_head)
 {
-    return at.summaries + (size_t)kv_head * m.summary_head_bytes + (size_t)at.page * m.summary_stride;
+    return at.block + m.kv_bytes + (size_t)kv_head * m.summary_head_bytes +
+           (size_t)at.page * m.summary_stride;
 }
 static __host__ __device__ inline bool has_codes(const struct dims &m) { return m.summary >= SUMMARY_Q8; }
 /* Of a summary with codes: the two scales. */
 static __device__ __forceinline__ char *page_scales(struct page_place at, const struct dims &m, int kv_head)
 {
-    return at.summaries + (size_t)kv_head * m.summary_head_bytes + (size_t)(m.B / m.P) * m.summary_stride +
-           (size_t)at.page * SUMMARY_SCALES_BYTES;
+    return at.block + m.kv_bytes + (size_t)kv_head * m.summary_head_bytes +
+           (size_t)(m.B / m.P) * m.summary_stride + (size_t)at.page * SUMMARY_SCALES_BYTES;
 }
 /* last_loaded of a page of the sequence in `slot`. */
 static __device__ __forceinline__ int32_t *page_last_loaded(const struct kv_layer &kv, const struct dims &m,

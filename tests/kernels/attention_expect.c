@@ -27,14 +27,9 @@ static void *array(size_t bytes)
 /* Half a unit in the last place of the type, relative. */
 static double epsilon(enum dtype t) { return t == DTYPE_F32 ? 0x1p-24 : t == DTYPE_BF16 ? 0x1p-8 : 0x1p-11; }
 
-static int block_of(const struct world *w, int slot, int position)
+static char *block_of(const struct world *w, int slot, int position)
 {
-    return w->block_table[slot * (w->m.C / w->m.B) + position / w->m.B];
-}
-
-static char *summaries_of(const struct world *w, int slot, int page)
-{
-    return kv_layer_summaries(&w->kv, &w->m, block_of(w, slot, page * w->m.P));
+    return kv_layer_block(&w->kv, &w->m, w->block_table[slot * (w->m.C / w->m.B) + position / w->m.B]);
 }
 
 /* The head's vector after norm and rope, and the largest magnitude in it. */
@@ -72,11 +67,11 @@ static void read_codes(const struct world *w, int slot, int page, int kv_head, i
                        double scale[2])
 {
     const struct dims *m = &w->m;
-    const char *summaries = summaries_of(w, slot, page);
+    const char *block = block_of(w, slot, page * m->P);
     const unsigned char *at =
-        (const unsigned char *)summaries + kv_summary_offset(m, kv_head, page % (m->B / m->P));
+        (const unsigned char *)block + kv_summary_offset(m, kv_head, page % (m->B / m->P));
     uint16_t stored[2];
-    memcpy(stored, summaries + kv_scales_offset(m, kv_head, page % (m->B / m->P)), sizeof stored);
+    memcpy(stored, block + kv_scales_offset(m, kv_head, page % (m->B / m->P)), sizeof stored);
     for (int i = 0; i < 2; i++) scale[i] = (double)dtype_f32_from_bf16(stored[i]);
     for (int e = 0; e < m->E; e++) {
         int half = m->E / 2, byte = e % half, shift = e < half ? 0 : 4;
@@ -117,16 +112,16 @@ static void expect_summary_codes(const struct world *w, int slot, int page, int 
     bool q8 = m->summary == SUMMARY_Q8;
     expect_codes(c, code_c, scale[0], m->E, q8 ? -127 : -7, q8 ? 127 : 7);
     expect_codes(u, code_u, scale[1], m->E, 0, q8 ? 127 : 15);
-    char *summaries = summaries_of(w, slot, page);
-    allow(w, summaries + kv_summary_offset(m, kv_head, page % (m->B / m->P)), m->summary_stride);
-    allow(w, summaries + kv_scales_offset(m, kv_head, page % (m->B / m->P)), SUMMARY_SCALES_BYTES);
+    char *block = block_of(w, slot, page * m->P);
+    allow(w, block + kv_summary_offset(m, kv_head, page % (m->B / m->P)), m->summary_stride);
+    allow(w, block + kv_scales_offset(m, kv_head, page % (m->B / m->P)), SUMMARY_SCALES_BYTES);
 }
 
 /* The summary of a page: min and max of its keys up to `newest`. */
 static void expect_summary(const struct world *w, int slot, int page, int newest, int kv_head)
 {
     const struct dims *m = &w->m;
-    char *at = summaries_of(w, slot, page) + kv_summary_offset(m, kv_head, page % (m->B / m->P));
+    char *at = block_of(w, slot, page * m->P) + kv_summary_offset(m, kv_head, page % (m->B / m->P));
     int last = page * m->P + m->P - 1 < newest ? page * m->P + m->P - 1 : newest;
     if (summary_has_codes(m)) {
         expect_summary_codes(w, slot, page, last, kv_head);
@@ -177,8 +172,7 @@ static void expect_row_stored(const struct world *w, int row)
                  "value of slot %d position %d kv head %d element %d", slot, position, g, e);
         }
         size_t bytes = (size_t)E * dtype_bytes(m->kv);
-        char *key =
-            kv_layer_block(&w->kv, m, block_of(w, slot, position)) + kv_key_offset(m, g, position % m->B);
+        char *key = block_of(w, slot, position) + kv_key_offset(m, g, position % m->B);
         allow(w, key, bytes);
         allow(w, key + kv_value_distance(m), bytes);
     }
