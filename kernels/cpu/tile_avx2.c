@@ -11,7 +11,6 @@
 #define BLOCK_Q 6
 #define DOT_Q 3
 #define PREFETCH _MM_HINT_T2 /* a chunk ahead is more than the first cache holds */
-#define KEEP_PLACE(v) __asm__ volatile("" : "+x"(v))
 #define vec_zero _mm256_setzero_ps
 #define vec_set1 _mm256_set1_ps
 #define vec_load _mm256_loadu_ps
@@ -136,16 +135,6 @@ static inline vec in_order(vec x)
 }
 static inline vec vec_evens(vec a, vec b) { return in_order(_mm256_shuffle_ps(a, b, 0x88)); }
 static inline vec vec_odds(vec a, vec b) { return in_order(_mm256_shuffle_ps(a, b, 0xdd)); }
-
-/* Lane by lane of a and b in turn, of their first and their second half. */
-static inline vec vec_mix_low(vec a, vec b)
-{
-    return _mm256_permute2f128_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b), 0x20);
-}
-static inline vec vec_mix_high(vec a, vec b)
-{
-    return _mm256_permute2f128_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b), 0x31);
-}
 
 /* The sums of the lanes of four vectors. */
 static inline __m128 vec_reduce4(vec a, vec b, vec c, vec d)

@@ -14,7 +14,6 @@
 #define BLOCK_Q 6
 #define DOT_Q 6
 #define PREFETCH _MM_HINT_T2 /* a chunk ahead is more than the first cache holds */
-#define KEEP_PLACE(v) __asm__ volatile("" : "+v"(v))
 #define vec_zero _mm512_setzero_ps
 #define vec_set1 _mm512_set1_ps
 #define vec_load _mm512_loadu_ps
@@ -123,18 +122,6 @@ static inline vec vec_evens(vec a, vec b)
 static inline vec vec_odds(vec a, vec b)
 {
     const __m512i at = _mm512_setr_epi32(1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
-    return _mm512_permutex2var_ps(a, at, b);
-}
-
-/* Lane by lane of a and b in turn, of their first and their second half. */
-static inline vec vec_mix_low(vec a, vec b)
-{
-    const __m512i at = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-    return _mm512_permutex2var_ps(a, at, b);
-}
-static inline vec vec_mix_high(vec a, vec b)
-{
-    const __m512i at = _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
     return _mm512_permutex2var_ps(a, at, b);
 }
 

@@ -11,7 +11,6 @@
  *   vec_exp(v)          e^v for v <= 0 or so; 0 below -87; error within 2 units in the last place
  *   vec_sum4(sum, v)    adds the lanes of v to the four of sum, lane modulo 4, in ascending order
  *   load_keys, count_at_least, PREFETCH (a hint)
- *   KEEP_PLACE(v)                                    keeps the load of v where it is in the program
  *
  * What the compiler must see as constants (how many accumulators live in registers) are arguments of
  * always-inlined functions. */
@@ -34,10 +33,8 @@ INLINE void dots_block(float *s, size_t s_stride, const float *q, size_t q_strid
         vec x[4];
         bool whole = width >= 2 * LANES;
 #pragma GCC unroll 4
-        for (int r = 0; r < 4; r++) {
+        for (int r = 0; r < 4; r++)
             x[r] = whole ? vec_even(k[r] + at, type) : vec_even_n(k[r] + at, width, type);
-            KEEP_PLACE(x[r]);
-        }
 #pragma GCC unroll 8
         for (int i = 0; i < NQ; i++) {
             vec w = vec_load(q + (size_t)i * q_stride);
@@ -201,16 +198,6 @@ static void weigh(float *s, size_t s_stride, int n_q, int n, float scale, float 
     }
 }
 
-/* The v-th vector of a row, n elements of it; in pairs the even elements of two vectors, then the odd ones. */
-INLINE vec values_vec(const char *row, int v, bool in_pairs, int n, enum dtype type)
-{
-    size_t step = (size_t)LANES * (type == DTYPE_F32 ? 4 : 2);
-    if (in_pairs && v % 2) return vec_odd(row + (size_t)(v - 1) * step, type);
-    if (in_pairs) return vec_even(row + (size_t)v * step, type);
-    row += (size_t)v * step;
-    return n == LANES ? vec_widen(row, type) : vec_widen_n(row, n, type);
-}
-
 /* NQ outputs of NV vectors from element e on; the last vector has `tail` elements. */
 INLINE void values_block(float *o, size_t o_stride, const float *p, size_t p_stride, const char *const *row,
                          size_t byte_offset, const char *const *ahead, size_t ahead_offset, int t0, int t1,
@@ -218,22 +205,13 @@ INLINE void values_block(float *o, size_t o_stride, const float *p, size_t p_str
 {
     vec a[BLOCK_Q][BLOCK];
     bool whole = tail == LANES;
-    const bool in_pairs =
-        type == DTYPE_BF16 && NV % 2 == 0; /* sums of even elements beside sums of odd ones */
 #pragma GCC unroll 8
-    for (int i = 0; i < NQ; i++) {
+    for (int i = 0; i < NQ; i++)
 #pragma GCC unroll 4
         for (int v = 0; v < NV; v++) {
             float *at = o + (size_t)i * o_stride + v * LANES;
             a[i][v] = v < NV - 1 || whole ? vec_load(at) : vec_load_n(at, tail);
         }
-#pragma GCC unroll 4
-        for (int v = 0; in_pairs && v < NV; v += 2) {
-            vec lo = a[i][v], hi = a[i][v + 1];
-            a[i][v] = vec_evens(lo, hi);
-            a[i][v + 1] = vec_odds(lo, hi);
-        }
-    }
     size_t step = (size_t)LANES * (type == DTYPE_F32 ? 4 : 2);
     for (int t = t0; t < t1; t++) {
         const char *r = row[t] + byte_offset;
@@ -243,7 +221,9 @@ INLINE void values_block(float *o, size_t o_stride, const float *p, size_t p_str
                 _mm_prefetch(ahead[t] + ahead_offset + line, PREFETCH);
         vec x[BLOCK];
 #pragma GCC unroll 4
-        for (int v = 0; v < NV; v++) x[v] = values_vec(r, v, in_pairs, v < NV - 1 ? LANES : tail, type);
+        for (int v = 0; v < NV; v++)
+            x[v] = v < NV - 1 || whole ? vec_widen(r + (size_t)v * step, type)
+                                       : vec_widen_n(r + (size_t)v * step, tail, type);
 #pragma GCC unroll 8
         for (int i = 0; i < NQ; i++) {
             vec w = vec_set1(p[(size_t)i * p_stride + (size_t)t]);
@@ -252,20 +232,13 @@ INLINE void values_block(float *o, size_t o_stride, const float *p, size_t p_str
         }
     }
 #pragma GCC unroll 8
-    for (int i = 0; i < NQ; i++) {
-#pragma GCC unroll 4
-        for (int v = 0; in_pairs && v < NV; v += 2) {
-            vec even = a[i][v], odd = a[i][v + 1];
-            a[i][v] = vec_mix_low(even, odd);
-            a[i][v + 1] = vec_mix_high(even, odd);
-        }
+    for (int i = 0; i < NQ; i++)
 #pragma GCC unroll 4
         for (int v = 0; v < NV; v++) {
             float *at = o + (size_t)i * o_stride + v * LANES;
             if (v < NV - 1 || whole) vec_store(at, a[i][v]);
             else vec_store_n(at, a[i][v], tail);
         }
-    }
 }
 
 INLINE void values_queries(float *o, size_t o_stride, const float *p, size_t p_stride, const char *const *row,
