@@ -60,7 +60,7 @@ extern const char tile_zero_row[2 * TILE_MAX_E * sizeof(float)];
 struct tile {
     /* s (n_q,s_stride): columns [c0,c1), multiples of 4, become the products of the `width` elements at
      * q (n_q,q_stride) with those at row[c]. Prefetches `width` elements at ahead[c], where ahead is not
-     * NULL. */
+     * NULL; the rows are then taken for ones that were prefetched so, and come from memory. */
     void (*dots)(float *s, size_t s_stride, const float *q, size_t q_stride, int n_q, const char *const *row,
                  const char *const *ahead, int c0, int c1, int width, enum dtype type);
     /* The largest |x| of x (n), 0 if none is larger; NaN counts as 0. */
