@@ -235,7 +235,7 @@ static void attend_task(void *arg, int task, int thread)
         if (c->first) clear_parts(a, c);
         /* The new row reads everything and prefetches; the others then find it in the second cache. */
         for (int i = 0; i < c->span->n_rows; i++)
-            attend_row(a, c, c->span->position - i, more && i == 0 ? next->ahead : NULL);
+            attend_row(a, c, c->span->position - i, i > 0 ? NULL : more ? next->ahead : c->ahead);
         struct chunk *done = c;
         c = next;
         next = done;
