@@ -22,7 +22,7 @@ enum {
     STREAM_TILES =
         8,          /* bands up to this many tiles take one block of outputs after the other, with all of k */
     STREAM_K = 512, /* inputs of a block that one tile after the other multiplies: 32 or 64 KiB of bf16 */
-    AHEAD = 16384,     /* bytes ahead that the weights of one tile are fetched */
+    AHEAD = 16384,  /* bytes ahead that the weights of one tile are fetched */
     BAND_ROWS = 512,   /* rows of a larger band: weights are read again for each, 512 products a weight */
     PIECE_K = 2048,    /* inputs at once in such a band: sums go to memory and back once for each */
     GROUP_BLOCKS = 2,  /* blocks whose pieces (up to 512 KiB of bf16) stay in the second-level cache */
