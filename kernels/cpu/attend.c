@@ -5,16 +5,16 @@
  * over the keys t of the split's pages that the row may see: for the new row all of S, for a revised row r
  * the pages with last_loaded < r; in both cases keys <= r and inside the sliding window of r.
  *
- * Threads take splits (struct part) one by one and go through them chunk by chunk: keys are transposed into a
- * tile once for all rows and heads of the group, then the weights of the chunk are computed, then its values
- * are read once. Rows that attend to nothing in a chunk are skipped there. Pages lie far apart, so nothing
- * but the program knows what comes next: beside each key and value the one at the same place of the next
- * chunk is prefetched, and for that a thread takes its next split one ahead.
+ * Threads take splits (struct part) one by one and go through them chunk by chunk. Of a chunk each row of the span
+ * computes its scores, then their weights, then adds values, for all heads of the group at once; the new row comes
+ * first and brings keys and values to the cache. Rows that attend to nothing in a chunk are skipped there. Pages lie
+ * far apart, so nothing but the program knows what comes next: beside its keys and values the new row prefetches those
+ * of the next chunk, and for that a thread takes its next split one ahead.
  *
  * Invariants:
  *  1. A row's part depends on its query, its own mask and the page list; not on other rows, threads or spans.
  *  2. Within a chunk, a row's part is computed from the keys that it reads and nothing else: masked pages
- * change no bit of it.
+ *     change no bit of it.
  *  3. Keys a row may not see are never multiplied: not later ones, not those left of its window. Slots that
  *     hold nothing are not read at all. */
 #include <math.h>
@@ -233,7 +233,8 @@ static void attend_task(void *arg, int task, int thread)
     for (; have; have = more) {
         more = next_chunk(a, &at, next);
         if (c->first) clear_parts(a, c);
-        /* The new row reads everything and prefetches; the others then find it in the second cache. */
+        /* The new row reads everything and prefetches; the others then find it in the second cache. With no chunk to
+         * come it asks for its own rows again. */
         for (int i = 0; i < c->span->n_rows; i++)
             attend_row(a, c, c->span->position - i, i > 0 ? NULL : more ? next->ahead : c->ahead);
         struct chunk *done = c;
