@@ -60,7 +60,7 @@ extern const char tile_zero_row[2 * TILE_MAX_E * sizeof(float)];
 struct tile {
     /* s (n_q,s_stride): columns [c0,c1), multiples of 4, become the products of the `width` elements at
      * q (n_q,q_stride) with those at row[c]. Prefetches `width` elements at ahead[c], where ahead is not
-     * NULL; the rows are then taken for ones that were prefetched so, and come from memory. */
+     * NULL; the rows are then taken for ones that were prefetched so, and are prefetched again. */
     void (*dots)(float *s, size_t s_stride, const float *q, size_t q_stride, int n_q, const char *const *row,
                  const char *const *ahead, int c0, int c1, int width, enum dtype type);
     /* The largest |x| of x (n), 0 if none is larger; NaN counts as 0. */
@@ -88,7 +88,7 @@ struct tile {
      * is already. */
     void (*weigh)(float *s, size_t s_stride, int n_q, int n, float scale, float *ml, float *factor);
     /* o (n_q,E) += sum over rows t0 <= t < t1 of p[i][t] times the E values at row[t] + byte_offset.
-     * Prefetches E elements at ahead[t], where ahead is not NULL. */
+     * Prefetches E elements at ahead[t], where ahead is not NULL, as dots() does. */
     void (*values)(float *o, size_t o_stride, const float *p, size_t p_stride, int n_q,
                    const char *const *row, size_t byte_offset, const char *const *ahead, int t0, int t1,
                    int E, enum dtype type);

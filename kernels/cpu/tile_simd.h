@@ -16,9 +16,9 @@
  * always-inlined functions. */
 #define INLINE static inline __attribute__((always_inline))
 
-/* Where rows are asked for a chunk ahead, they are asked for again, into the first cache, so many rows before they are
- * needed: a few of a hundred requests are lost where many are made, or have left the second cache again. On a Zen 5 attention
- * takes 15 % less time so (135M at 32k, chosen pages), and 35 % less with the 1B shape reading all. */
+/* Rows that were asked for a chunk ahead are asked for again, into the first cache, so many rows before they are needed:
+ * of what was asked for some is not there, and what is waits in the second cache, whose latency the loads alone do not
+ * hide. Measured in docs/benchmarks.md, "Why attention stops where it does". */
 enum { AGAIN = 32 };
 
 /* Products of NQ queries with four rows: sums per lane, then over the lanes. q: blocks of 2 * LANES elements

@@ -206,8 +206,8 @@ bool Warp::collective(Frame &f, u32 pc, u32 mask, u32 active)
     }
     const u32 *members = i.flag ? nullptr : slot<u32>(i.e);
     u32 done = 0, released = 0;
-    for (u32 todo = here; todo;) {
-        int first = lowest_lane(todo);
+    for (u32 left = here; left;) {
+        int first = lowest_lane(left);
         u32 member = members ? members[first] : ALL_LANES, same = 0;
         if (!(member >> first & 1)) fault(first, "lane is not in its own member mask");
         each_lane(here | elsewhere, [&](int l) {
@@ -219,7 +219,7 @@ bool Warp::collective(Frame &f, u32 pc, u32 mask, u32 active)
             done |= same & here;
             released |= same & elsewhere;
         }
-        todo &= ~same;
+        left &= ~same;
     }
     if (released)
         for (int k = 0; k < f.n; k++) {
@@ -305,13 +305,13 @@ bool Warp::leaves_fragment(Frame &f, const Inst &i, u32 pc, u32 m, u32 mask)
     if (i.kind == Kind::BranchTable) {
         const u32 *index = slot<u32>(i.a);
         auto &table = f.func->tables[i.target];
-        for (u32 todo = m; todo;) {
-            int l = lowest_lane(todo);
+        for (u32 left = m; left;) {
+            int l = lowest_lane(left);
             if (index[l] >= table.size()) fault(l, "branch table index out of range");
             u32 same = 0;
-            each_lane(todo, [&](int q) { same |= (u32)(index[q] == index[l]) << q; });
+            each_lane(left, [&](int q) { same |= (u32)(index[q] == index[l]) << q; });
             f.add(table[index[l]], same);
-            todo &= ~same;
+            left &= ~same;
         }
     } else if (i.kind == Kind::Return || i.kind == Kind::Exit) {
         if (i.kind == Kind::Exit || frames.size() == 1) leave(m);
