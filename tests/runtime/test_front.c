@@ -254,21 +254,23 @@ static void a_known_beginning_is_worth_its_tokens(void **state)
     front_close(f);
 }
 
-/* Requests that come to idle replicas. */
+/* Requests that come to idle replicas after `first`, which replica 1 was given. */
+struct conversation {
+    struct front *front;
+    struct heard first, beside, again, more;
+};
+
 static void *ask_in_turn(void *user)
 {
-    struct front *f = user;
-    static struct heard first, beside, again, more;
-    assert_int_equal(place(f, &beside, 30, 1), 0);
-    assert_int_equal(place(f, &first, 100, 2), 1);
-    while (!atomic_load(&first.n_done) || !atomic_load(&beside.n_done)) sched_yield();
-    assert_int_equal(place(f, &again, 130, 2), 1); /* all are idle: 96 of its tokens are there */
-    while (!atomic_load(&again.n_done)) sched_yield();
-    assert_int_equal(again.n_cached, 96);
-    assert_int_equal(place(f, &more, 399, 3), 0); /* unknown: the first */
-    while (!atomic_load(&more.n_done)) sched_yield();
-    assert_int_equal(more.n_cached, 0);
-    front_drain(f, 0);
+    struct conversation *c = user;
+    while (!atomic_load(&c->first.n_done) || !atomic_load(&c->beside.n_done)) sched_yield();
+    assert_int_equal(place(c->front, &c->again, 130, 2), 1); /* all are idle: 96 of its tokens are there */
+    while (!atomic_load(&c->again.n_done)) sched_yield();
+    assert_int_equal(c->again.n_cached, 96);
+    assert_int_equal(place(c->front, &c->more, 399, 3), 0); /* unknown: the first */
+    while (!atomic_load(&c->more.n_done)) sched_yield();
+    assert_int_equal(c->more.n_cached, 0);
+    front_drain(c->front, 0);
     return NULL;
 }
 
@@ -276,11 +278,14 @@ static void a_beginning_stays_where_it_is(void **state)
 {
     (void)state;
     pthread_t thread;
-    struct front *f = open_front(REPLICAS, SCHED_CACHE_ON, INT_MAX);
-    assert_int_equal(pthread_create(&thread, NULL, ask_in_turn, f), 0);
-    front_run(f);
+    static struct conversation c;
+    c.front = open_front(REPLICAS, SCHED_CACHE_ON, INT_MAX);
+    assert_int_equal(place(c.front, &c.beside, 30, 1), 0); /* nothing runs yet: both are there */
+    assert_int_equal(place(c.front, &c.first, 100, 2), 1);
+    assert_int_equal(pthread_create(&thread, NULL, ask_in_turn, &c), 0);
+    front_run(c.front);
     pthread_join(thread, NULL);
-    front_close(f);
+    front_close(c.front);
 }
 
 static void the_queue_has_one_limit(void **state)
