@@ -227,9 +227,9 @@ struct ops {
      * Zhang & Sennrich 1910.07467. */
     void (*add_norm)(struct device *d, void *h, float *x, const float *delta, const float *weight, int n_rows,
                      const struct dims *m);
-    /* The same for the rows b->out_row only: h (n_out,D); x is not changed. */
-    void (*gather_norm)(struct device *d, void *h, const float *x, const float *delta, const float *weight,
-                        const struct batch *b, const struct dims *m);
+    /* to (n_out) = rows b->out_row of from (T), row_bytes each, a multiple of 4: the rows whose logits are
+     * wanted, with which the last layer ends. */
+    void (*gather)(struct device *d, void *to, const void *from, size_t row_bytes, const struct batch *b);
     /* y (n_rows,n) f32 = x (n_rows,k) act times W^T, plus bias (n) f32 when not NULL. */
     void (*linear)(struct device *d, float *y, const void *x, const struct matrix *w, const float *bias,
                    int n_rows);

@@ -165,10 +165,8 @@ TIMED(add_norm,
       (struct device * d, void *h, float *x, const float *delta, const float *weight, int n_rows,
        const struct dims *m),
       (d, h, x, delta, weight, n_rows, m))
-TIMED(gather_norm,
-      (struct device * d, void *h, const float *x, const float *delta, const float *weight,
-       const struct batch *b, const struct dims *m),
-      (d, h, x, delta, weight, b, m))
+TIMED(gather, (struct device * d, void *to, const void *from, size_t row_bytes, const struct batch *b),
+      (d, to, from, row_bytes, b))
 TIMED(linear,
       (struct device * d, float *y, const void *x, const struct matrix *w, const float *bias, int n_rows),
       (d, y, x, w, bias, n_rows))
@@ -234,7 +232,7 @@ static const struct ops trace_ops = {
     .embed = timed_embed,
     .rope_table = timed_rope_table,
     .add_norm = timed_add_norm,
-    .gather_norm = timed_gather_norm,
+    .gather = timed_gather,
     .linear = timed_linear,
     .rope_store = timed_rope_store,
     .select_scratch_bytes = select_scratch_bytes,

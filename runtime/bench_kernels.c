@@ -270,7 +270,7 @@ static struct scene_times scene_step(struct scene *s)
         op->add_norm(m->device, m->h, m->x, m->y, w->mlp_norm, b.n_rows, d);
         op->silu_mul(m->device, m->act, m->gate_up, b.n_rows, d);
     }
-    op->gather_norm(m->device, m->h, m->x, m->y, m->weights.final_norm, &b, d);
+    op->add_norm(m->device, m->h, m->x, m->y, m->weights.final_norm, b.n_out, d);
     op->argmax(m->device, m->best, m->logits, b.n_out, d);
     op->sync(m->device);
     t.rest += now_ms() - begun;

@@ -68,12 +68,15 @@ static void add_attention(struct cost *c, const struct arch *a, const struct dim
     }
 }
 
-static void add_activations(struct cost *c, const struct dims *m, double rows)
+/* `out` of the rows finish the last layer. */
+static void add_activations(struct cost *c, const struct dims *m, double rows, double out)
 {
-    double x = rows * m->D * 4, h = rows * m->D * (double)dtype_bytes(m->act), L = m->L;
-    c->op[COST_EMBED] = (struct cost_item){.n_calls = 2, .traffic = 2 * x, .flops = rows * m->E};
-    c->op[COST_NORM] = (struct cost_item){
-        .n_calls = 2 * m->L, .traffic = 2 * L * (3 * x + h), .flops = 2 * L * 4 * rows * m->D};
+    double L = m->L, normed = (2 * L - 1) * rows + out, gated = (L - 1) * rows + out;
+    c->op[COST_EMBED] =
+        (struct cost_item){.n_calls = 2, .traffic = 2 * rows * m->D * 4, .flops = rows * m->E};
+    c->op[COST_NORM] = (struct cost_item){.n_calls = 2 * m->L,
+                                          .traffic = normed * m->D * (12 + (double)dtype_bytes(m->act)),
+                                          .flops = normed * 4 * m->D};
     double width = (m->Qr + 2.0 * m->Kr) * m->E * rows;
     double stored = 2.0 * m->Kr * m->E * rows * (double)dtype_bytes(m->kv);
     c->op[COST_ROPE_STORE] =
@@ -81,8 +84,8 @@ static void add_activations(struct cost *c, const struct dims *m, double rows)
                            .traffic = L * (4 * width + 4 * rows * m->Qr * m->E + stored * (1 + m->P / 2.0)),
                            .flops = L * 3 * width};
     c->op[COST_SILU] = (struct cost_item){.n_calls = m->L,
-                                          .traffic = L * rows * m->Fr * (8 + (double)dtype_bytes(m->act)),
-                                          .flops = L * rows * m->Fr * 10};
+                                          .traffic = gated * m->Fr * (8 + (double)dtype_bytes(m->act)),
+                                          .flops = gated * m->Fr * 10};
 }
 
 /* Each query head multiplies with every key that a row sees. Rows of a chunk share what they read, and a chunk is
@@ -97,19 +100,21 @@ void cost_decode(struct cost *c, const struct arch *a, const struct dims *m, con
     *c = (struct cost){0};
     int first = s->n_prompt < s->position ? s->n_prompt : s->position;
     double rows = (double)s->n_seqs * policy_rows(s->policy, s->position, first) + s->prompt_rows;
-    add_activations(c, m, rows);
+    double out = s->n_seqs;
+    add_activations(c, m, rows, out);
     if (s->n_seqs > 0) add_attention(c, a, m, s);
     add_prompts(c, m, s);
     for (int l = 0; l < m->L; l++) {
         add_linear(&c->op[COST_QKV], rows, (m->Qr + 2.0 * m->Kr) * m->E, m->D, m, s->weights);
-        add_linear(&c->op[COST_O], rows, m->D, (double)m->Hr * m->E, m, s->weights);
-        add_linear(&c->op[COST_GATE_UP], rows, 2.0 * m->Fr, m->D, m, s->weights);
-        add_linear(&c->op[COST_DOWN], rows, m->D, m->Fr, m, s->weights);
+        double left = l < m->L - 1 ? rows : out;
+        add_linear(&c->op[COST_O], left, m->D, (double)m->Hr * m->E, m, s->weights);
+        add_linear(&c->op[COST_GATE_UP], left, 2.0 * m->Fr, m->D, m, s->weights);
+        add_linear(&c->op[COST_DOWN], left, m->D, m->Fr, m, s->weights);
     }
     struct cost_item *head = &c->op[COST_HEAD];
-    add_linear(head, s->n_seqs, m->Vr, m->D, m, s->weights);
-    head->n_calls += 2;
-    c->logits_bytes = (double)s->n_seqs * m->Vr * 4;
+    add_linear(head, out, m->Vr, m->D, m, s->weights);
+    head->n_calls += 4;
+    c->logits_bytes = out * m->Vr * 4;
     head->bytes += c->logits_bytes;
     head->traffic += 2 * c->logits_bytes;
     for (int i = 0; i < COST_OP_COUNT; i++) {
@@ -132,10 +137,11 @@ double cost_prefill_flops(const struct arch *a, int n)
 {
     double heads = (double)a->n_heads * a->head_dim, kv = (double)a->n_kv_heads * a->head_dim, flops = 0;
     for (int l = 0; l < a->n_layers; l++) {
-        flops += 2.0 * n * a->hidden * (2 * heads + 2 * kv + 3.0 * a->ffn);
+        double left = l < a->n_layers - 1 ? n : 1; /* whose logits are wanted: the last token */
+        flops += 2.0 * a->hidden * (n * (heads + 2 * kv) + left * (heads + 3.0 * a->ffn));
         double w = a->slides[l] && a->sliding_window < n ? a->sliding_window : n;
         double pairs = w * (w + 1) / 2 + (n - w) * w; /* query and key that see each other */
         flops += 4.0 * heads * pairs;
     }
-    return flops + 2.0 * a->hidden * a->vocab; /* the last token's logits */
+    return flops + 2.0 * a->hidden * a->vocab;
 }

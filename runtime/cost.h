@@ -22,7 +22,7 @@ enum cost_op {
     COST_GATE_UP,
     COST_SILU,
     COST_DOWN,
-    COST_HEAD, /* final norm, LM head, argmax */
+    COST_HEAD, /* the last layer's rows put together, final norm, LM head, argmax */
     COST_OP_COUNT
 };
 
@@ -36,7 +36,7 @@ struct cost_item {
 struct cost {
     struct cost_item op[COST_OP_COUNT];
     int n_all_reduces;
-    double all_reduce_bytes; /* of one: f32 rows of the hidden size */
+    double all_reduce_bytes; /* of one: f32 rows of the hidden size; the last layer's are fewer */
     double weights_bytes, kv_bytes, summaries_bytes, logits_bytes, bytes; /* of `bytes` in all */
     double traffic, flops;
 };

@@ -105,6 +105,8 @@ static void carve_scratch(struct model *m, struct arena *a)
     m->select_scratch = arena_carve(a, m->op->select_scratch_bytes(m->device, d));
     m->part = arena_carve(a, m->op->attend_part_bytes(m->device, d));
     m->attention = arena_carve(a, rows * (size_t)d->Hr * (size_t)d->E * act);
+    m->x_out = arena_carve(a, (size_t)d->max_out * (size_t)d->D * f32);
+    m->attention_out = arena_carve(a, (size_t)d->max_out * (size_t)d->Hr * (size_t)d->E * act);
     m->y = arena_carve(a, rows * (size_t)d->D * f32);
     m->gate_up = arena_carve(a, rows * 2 * (size_t)d->Fr * f32);
     m->act = arena_carve(a, rows * (size_t)d->Fr * act);
@@ -289,7 +291,9 @@ void model_fill(struct model *m, const struct batch *b, const float *random)
 /* Runs an op and says so first, for the one who asks what a rank that hangs was doing. */
 #define RUN(name, ...) (progress_op(#name), op->name(__VA_ARGS__))
 
-/* ALGORITHM.md, "One decode step", for all rows of the batch at once. */
+/* ALGORITHM.md, "One decode step", for all rows of the batch at once. In the last layer, once keys and values are
+ * stored and the output cache is up to date, only rows whose logits are wanted go on. */
+
 void model_forward(struct model *m, const struct batch *b)
 {
     const struct ops *op = m->op;
@@ -303,6 +307,8 @@ void model_forward(struct model *m, const struct batch *b)
     all_reduce(m, m->x, T);
     RUN(rope_table, d, m->rope, b, m->inv_freq, m->rope_factor, dims); /* rope (T,E/2,2) */
     const float *delta = NULL;                                         /* what the last sub-layer adds to x */
+    float *x = m->x;
+    void *attention = m->attention;
 
     for (int l = 0; l < dims->L; l++) {
         progress_layer(l);
@@ -319,10 +325,20 @@ void model_forward(struct model *m, const struct batch *b)
             RUN(merge, d, m->attention, m->part, &kv, m->pages, m->page_count, m->counters, b, dims);
             if (m->probe) probe_layer(m->probe, m->attention, m->q, &kv, b);
         }
+        bool last = l == dims->L - 1;
+        if (last && b->n_out == 0) break;
         if (b->n_prompt > 0) RUN(attend_prompt, d, m->attention, m->q, &kv, b, dims);
-        RUN(linear, d, m->y, m->attention, &lw->o, lw->o_bias, T); /* y (T,D): this rank's heads, step 6 */
+        if (last) {
+            RUN(gather, d, m->x_out, m->x, (size_t)dims->D * sizeof(float), b);
+            RUN(gather, d, m->attention_out, m->attention,
+                (size_t)dims->Hr * (size_t)dims->E * dtype_bytes(dims->act), b);
+            x = m->x_out;
+            attention = m->attention_out;
+            T = b->n_out;
+        }
+        RUN(linear, d, m->y, attention, &lw->o, lw->o_bias, T); /* y (T,D): this rank's heads, step 6 */
         all_reduce(m, m->y, T);
-        RUN(add_norm, d, m->h, m->x, m->y, lw->mlp_norm, T, dims);           /* x += y; h (T,D) */
+        RUN(add_norm, d, m->h, x, m->y, lw->mlp_norm, T, dims);              /* x += y; h (T,D) */
         RUN(linear, d, m->gate_up, m->h, &lw->gate_up, lw->gate_up_bias, T); /* (T,2*Fr) */
         RUN(silu_mul, d, m->act, m->gate_up, T, dims);                       /* (T,Fr) */
         RUN(linear, d, m->y, m->act, &lw->down, lw->down_bias, T); /* y (T,D): this rank's columns */
@@ -331,8 +347,8 @@ void model_forward(struct model *m, const struct batch *b)
     }
     progress_layer(-1);
     if (b->n_out == 0) return;
-    RUN(gather_norm, d, m->h, m->x, delta, w->final_norm, b, dims); /* h (n_out,D) */
-    RUN(linear, d, m->logits, m->h, &w->head, NULL, b->n_out);      /* (n_out,Vr) */
+    RUN(add_norm, d, m->h, x, delta, w->final_norm, T, dims); /* h (n_out,D) */
+    RUN(linear, d, m->logits, m->h, &w->head, NULL, T);       /* (n_out,Vr) */
     RUN(argmax, d, m->best, m->logits, b->n_out, dims);
     if (b->top) RUN(top_k, d, m->top, m->logits, b->n_out, dims);
 }

@@ -79,15 +79,17 @@ struct model {
     int32_t *pages;      /* (n_decode, Kr, C/P) */
     int32_t *page_count; /* (n_decode, Kr) */
     void *select_scratch;
-    void *part;        /* partial attention outputs */
-    void *attention;   /* (T, Hr*E) act */
-    float *y;          /* (T, D) what o_proj and down_proj add */
-    float *gate_up;    /* (T, 2*Fr) */
-    void *act;         /* (T, Fr) act */
-    float *logits;     /* (n_out, Vr) */
-    struct best *best; /* (n_out) */
-    struct best *top;  /* (n_out, TOP_K_MAX) */
-    void *narrow;      /* (T, D) bf16: what all-reduces in bf16 exchange; NULL: they are f32 */
+    void *part;          /* partial attention outputs */
+    void *attention;     /* (T, Hr*E) act */
+    float *x_out;        /* (n_out, D): x and attention of the rows whose logits are wanted */
+    void *attention_out; /* (n_out, Hr*E) act */
+    float *y;            /* (T, D) what o_proj and down_proj add */
+    float *gate_up;      /* (T, 2*Fr) */
+    void *act;           /* (T, Fr) act */
+    float *logits;       /* (n_out, Vr) */
+    struct best *best;   /* (n_out) */
+    struct best *top;    /* (n_out, TOP_K_MAX) */
+    void *narrow;        /* (T, D) bf16: what all-reduces in bf16 exchange; NULL: they are f32 */
 };
 
 /* The sizes of one rank's shard. */

@@ -72,8 +72,7 @@ void cpu_rope_table(struct device *d, float *table, const struct batch *b, const
                     float factor, const struct dims *m);
 void cpu_add_norm(struct device *d, void *h, float *x, const float *delta, const float *weight, int n_rows,
                   const struct dims *m);
-void cpu_gather_norm(struct device *d, void *h, const float *x, const float *delta, const float *weight,
-                     const struct batch *b, const struct dims *m);
+void cpu_gather(struct device *d, void *to, const void *from, size_t row_bytes, const struct batch *b);
 void cpu_linear(struct device *d, float *y, const void *x, const struct matrix *w, const float *bias,
                 int n_rows);
 void cpu_silu_mul(struct device *d, void *out, const float *gate_up, int n_rows, const struct dims *m);

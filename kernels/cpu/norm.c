@@ -14,10 +14,8 @@ enum {
 
 struct call {
     void *h;
-    float *x;            /* written when delta is added in place */
-    const float *x_read; /* the same rows, or those gathered from */
+    float *x;
     const float *delta, *weight;
-    const int32_t *row; /* NULL: row i of h is row i of x, which takes delta */
     int D;
     float eps;
     enum dtype act;
@@ -60,55 +58,12 @@ static void norm_row(void *arg, int row, int thread)
     scale_row(c, row, x);
 }
 
-/* x stays as it is, so the sum with delta is formed twice instead of stored. */
-static void gather_row(void *arg, int row, int thread)
-{
-    (void)thread;
-    const struct call *c = arg;
-    size_t from = (size_t)c->row[row] * (size_t)c->D, at = (size_t)row * (size_t)c->D;
-    const float *x = c->x_read + from;
-    if (!c->delta) {
-        scale_row(c, row, x);
-        return;
-    }
-    const float *delta = c->delta + from;
-    float s[LANES] = {0};
-    for (int i = 0; i < c->D; i++) {
-        float v = x[i] + delta[i];
-        s[i % LANES] += v * v;
-    }
-    for (int half = LANES / 2; half; half /= 2)
-        for (int l = 0; l < half; l++) s[l] += s[l + half];
-    float inverse = 1.0f / sqrtf(s[0] / (float)c->D + c->eps);
-    for (int i = 0; i < c->D; i++)
-        cpu_act_store(c->h, at + (size_t)i, (x[i] + delta[i]) * inverse * c->weight[i], c->act);
-}
-
-static void run(struct device *d, struct call *c, void (*row)(void *, int, int), int n_rows)
-{
-    if ((long long)n_rows * c->D <= ALONE)
-        for (int i = 0; i < n_rows; i++) row(c, i, 0);
-    else cpu_parallel(d, row, c, n_rows);
-}
-
 void cpu_add_norm(struct device *d, void *h, float *x, const float *delta, const float *weight, int n_rows,
                   const struct dims *m)
 {
     struct call c = {
         .h = h, .x = x, .delta = delta, .weight = weight, .D = m->D, .eps = m->norm_eps, .act = m->act};
-    run(d, &c, norm_row, n_rows);
-}
-
-void cpu_gather_norm(struct device *d, void *h, const float *x, const float *delta, const float *weight,
-                     const struct batch *b, const struct dims *m)
-{
-    struct call c = {.h = h,
-                     .x_read = x,
-                     .delta = delta,
-                     .weight = weight,
-                     .row = b->out_row,
-                     .D = m->D,
-                     .eps = m->norm_eps,
-                     .act = m->act};
-    run(d, &c, gather_row, b->n_out);
+    if ((long long)n_rows * m->D <= ALONE)
+        for (int i = 0; i < n_rows; i++) norm_row(&c, i, 0);
+    else cpu_parallel(d, norm_row, &c, n_rows);
 }

@@ -86,8 +86,7 @@ void cuda_rope_table(struct device *d, float *table, const struct batch *b, cons
                      float factor, const struct dims *m);
 void cuda_add_norm(struct device *d, void *h, float *x, const float *delta, const float *weight, int n_rows,
                    const struct dims *m);
-void cuda_gather_norm(struct device *d, void *h, const float *x, const float *delta, const float *weight,
-                      const struct batch *b, const struct dims *m);
+void cuda_gather(struct device *d, void *to, const void *from, size_t row_bytes, const struct batch *b);
 void cuda_rope_store(struct device *d, float *q, const float *qkv, const float *rope, const float *q_norm,
                      const float *k_norm, const struct kv_layer *kv, const struct batch *b,
                      const struct dims *m);

@@ -14,7 +14,6 @@ enum {
 struct row_in {
     float *x;
     const float *delta; /* or NULL */
-    bool add;           /* x takes the sum */
     bool whole;
     int D;
 };
@@ -42,12 +41,12 @@ static __device__ __forceinline__ void give(T *h, const float v[4], const float 
 
 template <typename T>
 static __global__ void __launch_bounds__(THREADS)
-    norm_rows(T *h, float *x, const float *delta, const float *weight, const int32_t *row, int D, float eps)
+    norm_rows(T *h, float *x, const float *delta, const float *weight, int D, float eps)
 {
     __shared__ float sums[32];
-    size_t from = (size_t)(row ? row[blockIdx.x] : (int)blockIdx.x) * D;
-    struct row_in r = {x + from, delta ? delta + from : NULL, delta && !row, D % 4 == 0, D};
-    h += (size_t)blockIdx.x * D;
+    size_t from = (size_t)blockIdx.x * D;
+    struct row_in r = {x + from, delta ? delta + from : NULL, D % 4 == 0, D};
+    h += from;
     float kept[CHUNKS][4], w[CHUNKS][4], sum = 0; /* weights set out with x, not after the sum */
 #pragma unroll
     for (int c = 0; c < CHUNKS; c++) {
@@ -57,14 +56,14 @@ static __global__ void __launch_bounds__(THREADS)
         take(kept[c], r, i);
 #pragma unroll
         for (int j = 0; j < 4; j++) sum += kept[c][j] * kept[c][j];
-        if (r.add) row_store(r.x, i, D, r.whole, kept[c]);
+        if (r.delta) row_store(r.x, i, D, r.whole, kept[c]);
     }
     for (int i = (CHUNKS * THREADS + (int)threadIdx.x) * 4; i < D; i += THREADS * 4) {
         float v[4];
         take(v, r, i);
 #pragma unroll
         for (int j = 0; j < 4; j++) sum += v[j] * v[j];
-        if (r.add) row_store(r.x, i, D, r.whole, v);
+        if (r.delta) row_store(r.x, i, D, r.whole, v);
     }
     float inverse = 1.0f / sqrtf(row_block_sum(sum, sums) / (float)D + eps);
 #pragma unroll
@@ -73,7 +72,7 @@ static __global__ void __launch_bounds__(THREADS)
         if (i >= D) break;
         give(h, kept[c], w[c], inverse, r, i);
     }
-    if (r.add) r.delta = NULL; /* x holds the sum already; each thread reads back what it wrote itself */
+    r.delta = NULL; /* x holds the sum already; each thread reads back what it wrote itself */
     for (int i = (CHUNKS * THREADS + (int)threadIdx.x) * 4; i < D; i += THREADS * 4) {
         float v[4], w_i[4];
         take(v, r, i);
@@ -82,32 +81,16 @@ static __global__ void __launch_bounds__(THREADS)
     }
 }
 
-static void launch(struct device *d, void *h, float *x, const float *delta, const float *weight,
-                   const int32_t *row, int n_rows, const struct dims *m)
+extern "C" void cuda_add_norm(struct device *d, void *h, float *x, const float *delta, const float *weight,
+                              int n_rows, const struct dims *m)
 {
     cudaStream_t stream = cuda_of(d)->stream;
     ASSERT(m->D > 0 && m->act == cuda_of(d)->act);
     if (n_rows == 0) return;
     if (m->act == DTYPE_F32)
-        norm_rows<<<n_rows, THREADS, 0, stream>>>((float *)h, x, delta, weight, row, m->D, m->norm_eps);
+        norm_rows<<<n_rows, THREADS, 0, stream>>>((float *)h, x, delta, weight, m->D, m->norm_eps);
     else if (m->act == DTYPE_F16)
-        norm_rows<<<n_rows, THREADS, 0, stream>>>((__half *)h, x, delta, weight, row, m->D, m->norm_eps);
-    else
-        norm_rows<<<n_rows, THREADS, 0, stream>>>((__nv_bfloat16 *)h, x, delta, weight, row, m->D,
-                                                  m->norm_eps);
+        norm_rows<<<n_rows, THREADS, 0, stream>>>((__half *)h, x, delta, weight, m->D, m->norm_eps);
+    else norm_rows<<<n_rows, THREADS, 0, stream>>>((__nv_bfloat16 *)h, x, delta, weight, m->D, m->norm_eps);
     cuda_check_launch("norm");
-}
-
-extern "C" void cuda_add_norm(struct device *d, void *h, float *x, const float *delta, const float *weight,
-                              int n_rows, const struct dims *m)
-{
-    launch(d, h, x, delta, weight, NULL, n_rows, m);
-}
-
-/* With a list of rows the kernel does not write x. */
-extern "C" void cuda_gather_norm(struct device *d, void *h, const float *x, const float *delta,
-                                 const float *weight, const struct batch *b, const struct dims *m)
-{
-    ASSERT(b->n_out == 0 || b->out_row);
-    launch(d, h, (float *)x, delta, weight, b->out_row, b->n_out, m);
 }

@@ -247,7 +247,7 @@ def test_trace_has_every_op(tiny, tmp_path):
     events = json.loads(file.read_text())
     names = {e["name"] for e in events}
     assert {"embed", "rope_table", "add_norm", "linear", "rope_store", "select", "attend", "merge", "attend_prompt",
-            "silu_mul", "gather_norm", "argmax", "upload", "download", "all_reduce"} <= names
+            "silu_mul", "gather", "argmax", "upload", "download", "all_reduce"} <= names
     assert all(e["ph"] == "X" and e["dur"] >= 0 for e in events)
     layers = sum(e["name"] == "attend" for e in events)
     assert layers == 3 * 3  # three decode steps of three layers, op by op

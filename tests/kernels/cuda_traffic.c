@@ -260,13 +260,13 @@ static void dense_ops(struct bench *k)
     struct best *best = upload(k, NULL, sizeof *best);
     k->op->embed(k->d, x, &b, &table, &m);
     k->op->add_norm(k->d, h, x, delta, weight, T, &m);
-    k->op->gather_norm(k->d, h, x, delta, weight, &b, &m);
+    k->op->gather(k->d, delta, x, D * sizeof(float), &b);
     k->op->silu_mul(k->d, h, gate_up, T, &m);
     k->op->argmax(k->d, best, logits, 1, &m);
     k->op->sync(k->d);
     report(k, "embed_rows", T * D * (2 + 4.0), 0, true);
     report(k, "norm_rows", T * D * (4 + 4 + 4 + 2.0) + D * 4, (T - 1) * D * 4.0, true);
-    report(k, "norm_rows", D * (4 + 4 + 2.0) + D * 4, 0, true);
+    report(k, "gather_rows", D * (4 + 4.0), 0, true);
     report(k, "silu_mul", T * F * (8 + 2.0), 0, true);
     report(k, "argmax_rows", V * 4.0, 0, true);
 }

@@ -190,14 +190,13 @@ static void add_norm(struct device *d, void *h, float *x, const float *delta, co
     finish(s);
 }
 
-static void gather_norm(struct device *d, void *h, const float *x, const float *delta, const float *weight,
-                        const struct batch *b, const struct dims *m)
+static void gather(struct device *d, void *to, const void *from, size_t row_bytes, const struct batch *b)
 {
     struct staged *s = staged_of(d);
-    struct batch tb = stage_batch(s, b, m);
-    size_t bytes = rows_bytes(b->n_rows, m->D, DTYPE_F32);
-    s->op->gather_norm(s->inner, output(s, h, rows_bytes(b->n_out, m->D, m->act)), input(s, x, bytes),
-                       input(s, delta, bytes), input(s, weight, rows_bytes(1, m->D, DTYPE_F32)), &tb, m);
+    struct batch tb = {.n_out = b->n_out,
+                       .out_row = input(s, b->out_row, (size_t)b->n_out * sizeof *b->out_row)};
+    s->op->gather(s->inner, output(s, to, (size_t)b->n_out * row_bytes),
+                  input(s, from, (size_t)b->n_rows * row_bytes), row_bytes, &tb);
     finish(s);
 }
 
@@ -333,7 +332,7 @@ static const struct ops staged_ops = {
     .embed = embed,
     .rope_table = rope_table,
     .add_norm = add_norm,
-    .gather_norm = gather_norm,
+    .gather = gather,
     .linear = linear,
     .rope_store = rope_store,
     .select_scratch_bytes = select_scratch_bytes,
