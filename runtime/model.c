@@ -293,7 +293,6 @@ void model_fill(struct model *m, const struct batch *b, const float *random)
 
 /* ALGORITHM.md, "One decode step", for all rows of the batch at once. In the last layer, once keys and values are
  * stored and the output cache is up to date, only rows whose logits are wanted go on. */
-
 void model_forward(struct model *m, const struct batch *b)
 {
     const struct ops *op = m->op;
