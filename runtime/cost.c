@@ -100,7 +100,7 @@ void cost_decode(struct cost *c, const struct arch *a, const struct dims *m, con
     *c = (struct cost){0};
     int first = s->n_prompt < s->position ? s->n_prompt : s->position;
     double rows = (double)s->n_seqs * policy_rows(s->policy, s->position, first) + s->prompt_rows;
-    double out = s->n_seqs;
+    double out = s->n_seqs; /* and the last row of a prompt, of which there are few */
     add_activations(c, m, rows, out);
     if (s->n_seqs > 0) add_attention(c, a, m, s);
     add_prompts(c, m, s);

@@ -157,6 +157,18 @@ static void test_weights_by_hand(void **state)
     close_world(&w);
 }
 
+/* Seven rows, of which the last alone finishes the last layer; each sees itself and those before it. */
+static void test_prefill_flops_by_hand(void **state)
+{
+    (void)state;
+    struct world w;
+    open_world(&w, "null");
+    double qkv = (6 + 2 + 2) * 16.0 * 48, rest = 6 * 16.0 * 48 + 3 * 80.0 * 48, head = 97.0 * 48;
+    double products = 2 * (3 * 7 * qkv + (2 * 7 + 1) * rest + head), attention = 3 * 4 * 6 * 16.0 * 28;
+    assert_true(cost_prefill_flops(&w.files.arch, 7) == products + attention);
+    close_world(&w);
+}
+
 static void test_decode_run(void **state)
 {
     (void)state;
@@ -211,7 +223,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_cost_is_what_the_ops_counted), cmocka_unit_test(test_weights_by_hand),
-        cmocka_unit_test(test_decode_run), cmocka_unit_test(test_noise_rows_are_one_matrix),
-        cmocka_unit_test(test_quantile)};
+        cmocka_unit_test(test_prefill_flops_by_hand),        cmocka_unit_test(test_decode_run),
+        cmocka_unit_test(test_noise_rows_are_one_matrix),    cmocka_unit_test(test_quantile)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -134,9 +134,9 @@ class Load:
         r = random.Random(number)
         actions = [self.whole] * 6 + [self.fixed] * 2 + [self.cancelled] * 2 + [
             self.slow, self.never_reads, self.half_sent, self.gone_at_once, self.bad, self.schema]
-        todo = [list(dict.fromkeys(actions))[number % len(set(actions))]]
+        first = list(dict.fromkeys(actions))[number % len(set(actions))]
         while time.monotonic() < self.end:
-            action = todo.pop() if todo else r.choice(actions)
+            action, first = first or r.choice(actions), None
             try:
                 action(r)
                 self.count(action.__name__)
