@@ -282,7 +282,7 @@ struct ops {
 enum device_kind { DEVICE_CPU, DEVICE_CUDA, DEVICE_KIND_COUNT };
 
 /* Instruction set of the CPU paths. AUTO takes the best that this machine runs. */
-enum cpu_isa { CPU_ISA_AUTO, CPU_ISA_PORTABLE, CPU_ISA_AVX2, CPU_ISA_AVX512, CPU_ISA_COUNT };
+enum cpu_isa { CPU_ISA_AUTO, CPU_ISA_PORTABLE, CPU_ISA_AVX2, CPU_ISA_AVX512, CPU_ISA_AMX, CPU_ISA_COUNT };
 
 /* Whether this machine's processor multiplies bf16 by bf16 faster with `isa` than it widens to f32. */
 bool cpu_fast_pairs(enum cpu_isa isa);

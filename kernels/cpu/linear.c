@@ -228,6 +228,12 @@ void cpu_linear(struct device *d, float *y, const void *x, const struct matrix *
     struct cpu_device *dev = cpu_of(d);
     ASSERT(n_rows >= 0 && w->n > 0 && w->k > 0 && w->data);
     cpu_linear_reserve(d, w->k);
+#if defined(__x86_64__)
+    if (dev->amx && w->dtype == DTYPE_BF16 && w->k % LINEAR_AMX_K == 0) {
+        linear_amx(d, y, x, w, bias, n_rows);
+        return;
+    }
+#endif
     struct call c = {
         .y = y, .x = x, .w = w, .bias = bias, .act = dev->act, .table = dev->linear, .pack = dev->pack};
     c.n_threads = cpu_threads(d);

@@ -48,6 +48,12 @@ struct linear_table {
     void (*pairs)(const struct linear_tile *t); /* NULL: there is none */
 };
 
+struct device;
+
+/* The whole of linear with AMX (linear_amx.c), for bf16 inputs and weights whose k is a multiple of LINEAR_AMX_K. */
+enum { LINEAR_AMX_K = 32 };
+void linear_amx(struct device *d, float *y, const void *x, const struct matrix *w, const float *bias, int n_rows);
+
 extern const struct linear_table linear_portable, linear_avx2, linear_avx512;
 
 /* Floats from one input to the next in a tile's packed x: rows are transposed by fours, but few rows must not
@@ -87,7 +93,7 @@ static inline float linear_widen(const char *p, enum dtype dtype)
 static inline const struct linear_table *linear_table_of(enum cpu_isa isa)
 {
 #if defined(__x86_64__)
-    if (isa == CPU_ISA_AVX512) return &linear_avx512;
+    if (isa >= CPU_ISA_AVX512) return &linear_avx512;
     if (isa == CPU_ISA_AVX2) return &linear_avx2;
 #endif
     (void)isa;

@@ -15,7 +15,7 @@ extern const struct silu_table silu_portable, silu_avx2, silu_avx512;
 static inline const struct silu_table *silu_table_of(enum cpu_isa isa)
 {
 #if defined(__x86_64__)
-    if (isa == CPU_ISA_AVX512) return &silu_avx512;
+    if (isa >= CPU_ISA_AVX512) return &silu_avx512;
     if (isa == CPU_ISA_AVX2) return &silu_avx2;
 #endif
     (void)isa;

@@ -233,7 +233,7 @@ const struct tile tile_portable = {
 const struct tile *tile_of(enum cpu_isa isa)
 {
 #if defined(__x86_64__)
-    if (isa == CPU_ISA_AVX512) return &tile_avx512;
+    if (isa >= CPU_ISA_AVX512) return &tile_avx512;
     if (isa == CPU_ISA_AVX2) return &tile_avx2;
 #endif
     ASSERT(isa != CPU_ISA_AUTO);

@@ -2,8 +2,8 @@
 #include "tests/kernels/bench.h"
 #include "tests/kernels/guard.h"
 
-static const enum cpu_isa isas[] = {CPU_ISA_PORTABLE, CPU_ISA_AVX2, CPU_ISA_AVX512};
-enum { ISAS = 3 };
+static const enum cpu_isa isas[] = {CPU_ISA_PORTABLE, CPU_ISA_AVX2, CPU_ISA_AVX512, CPU_ISA_AMX};
+enum { ISAS = 4 };
 
 struct world {
     struct device *d;
@@ -153,6 +153,9 @@ static void two_byte_activations_are_right(void **state)
                 check_case(d, 7, 65, 31, t, act);
                 check_case(d, 33, 1026, 31, t, act);
                 check_case(d, 99, 4098, 513, t, act);
+                check_case(d, 99, 96, 33, t, act);
+                check_case(d, 15, 1056, 47, t, act);
+                check_case(d, 99, 4128, 513, t, act);
             }
             device_close(d);
         }
@@ -200,6 +203,8 @@ static void results_do_not_depend_on_rows_or_threads(void **state)
             check_invariance(isas[i], 99, 1301, t, DTYPE_BF16, counts, 23);
             check_invariance(isas[i], 99, 2053, t, DTYPE_F32, borders, 9);
             check_invariance(isas[i], 99, 4102, t, DTYPE_BF16, borders, 9);
+            check_invariance(isas[i], 99, 1312, t, DTYPE_BF16, counts, 23);
+            check_invariance(isas[i], 48, 4128, t, DTYPE_BF16, borders, 9);
         }
 }
 
