@@ -52,7 +52,8 @@ struct device;
 
 /* The whole of linear with AMX (linear_amx.c), for bf16 inputs and weights whose k is a multiple of LINEAR_AMX_K. */
 enum { LINEAR_AMX_K = 32 };
-void linear_amx(struct device *d, float *y, const void *x, const struct matrix *w, const float *bias, int n_rows);
+void linear_amx(struct device *d, float *y, const void *x, const struct matrix *w, const float *bias,
+                int n_rows);
 
 extern const struct linear_table linear_portable, linear_avx2, linear_avx512;
 

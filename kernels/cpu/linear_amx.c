@@ -1,12 +1,12 @@
 /* linear_amx.c - y = x W^T + bias of bf16 inputs and weights with AMX tiles: 16 x 16 sums of 32 inputs an instruction.
  *
- * A tile register holds 16 rows of 64 bytes. Weights need no other layout than linear.h's: 16 pairs of inputs of a
- * block are two tiles of 16 outputs side by side. Inputs are packed so that a tile's rows follow each other. Sums of
- * two tiles of rows and one block of outputs (32 x 32) stay in registers, those of all rows of a band in `sum`.
+ * A tile register holds 16 rows of 64 bytes. Weights lie as linear.h has them: 16 pairs of inputs of a block are two tiles
+ * of 16 outputs side by side. Inputs are packed so that a tile's rows follow each other. The sums of two tiles of rows and
+ * one block of outputs (32 x 32) stay in registers over all of k, or over as much of it as is packed at once.
  *
- * A core multiplies 16 times as fast as with AVX-512 (2.8 TFLOP/s on Emerald Rapids), so what counts is where the
- * operands come from: the packed inputs of a band (at most INPUTS) from the second-level cache, PIECE_K inputs of a
- * block of weights (32 KiB) from the first, once they were fetched while the piece before was multiplied.
+ * A core multiplies 16 times as fast as with AVX-512 (2.8 TFLOP/s on Emerald Rapids), so what counts is where operands come
+ * from: the packed inputs of a band (INPUTS at most) and a block's weights from the second-level cache, into which the
+ * weights of the next block are fetched meanwhile. Few rows stream the weights from memory.
  *
  * Invariant: an output is a chain over k in steps of 32 inputs, each as tdpbf16ps rounds it; rows are independent of
  * each other in a tile. All row counts, thread counts and blockings give the same bits. Subnormal numbers count as 0. */
@@ -17,16 +17,18 @@
 #include "runtime/base/die.h"
 
 enum {
-    TILE = 16,                   /* rows, or outputs, of a tile */
-    STEP_BYTES = 64,             /* LINEAR_AMX_K inputs of one row */
-    STEP_LINES = LINEAR_BLOCK,   /* cache lines of weights of one step: a line a pair of outputs' halves */
+    TILE = 16,                 /* rows, or outputs, of a tile */
+    STEP_BYTES = 64,           /* LINEAR_AMX_K inputs of one row */
+    STEP_LINES = LINEAR_BLOCK, /* cache lines of a block's weights in one step */
     BAND_ROWS = 256,
-    INPUTS = 512 * 1024,         /* of a band that are packed at once: 1 MiB */
-    PIECE_K = 256,
-    AHEAD = 16384,               /* bytes ahead that the weights of one pair of tiles are fetched */
-    PACK_K = 512,                /* inputs that one task packs */
-    PACK_ALONE = 32768,          /* elements that one thread packs sooner than it wakes others */
+    INPUTS = 512 * 1024, /* of a band that are packed at once: half of the second-level cache */
+    AHEAD = 16384,       /* bytes ahead that weights are fetched when they are read once */
+    PACK_K = 512,        /* inputs that one task packs */
+    PACK_ALONE = 32768,  /* elements that one thread packs sooner than it wakes others */
 };
+
+/* To the compiler a tile load reads no memory: what was stored before must be there by now. */
+#define STORED(p) __asm__ volatile("" ::"r"(p) : "memory")
 
 struct call {
     float *y;
@@ -36,9 +38,10 @@ struct call {
     char *pack;
     const char *packed; /* (tiles, steps, tile_rows, 32) bf16 */
     int n_threads;
-    int row0, n_rows, tile_rows, n_tiles; /* of the band; tile_rows is TILE, or fewer when all rows are one tile */
-    int k0, k1;                           /* inputs of this piece */
-    size_t tile_bytes;                    /* of packed */
+    int row0, n_rows, tile_rows,
+        n_tiles;       /* of the band; tile_rows is TILE, or fewer when all rows are one tile */
+    int k0, k1;        /* inputs of this piece */
+    size_t tile_bytes; /* of packed */
 };
 
 /* Tiles 0 to 3 are sums, 4 and 5 inputs, 6 and 7 weights. */
@@ -49,7 +52,11 @@ static void configure(int tile_rows)
         uint16_t row_bytes[16];
         uint8_t rows[16];
     } c = {.palette = 1};
-    for (int i = 0; i < 8; i++) c.row_bytes[i] = STEP_BYTES, c.rows[i] = (uint8_t)(i < 6 ? tile_rows : TILE);
+    for (int i = 0; i < 8; i++) {
+        c.row_bytes[i] = STEP_BYTES;
+        c.rows[i] = (uint8_t)(i < 6 ? tile_rows : TILE);
+    }
+    STORED(&c);
     _tile_loadconfig(&c);
 }
 
@@ -61,7 +68,8 @@ static void pack_task(void *arg, int task, int thread)
     const struct call *c = arg;
     int tile = task % c->n_tiles, i0 = c->k0 + task / c->n_tiles * PACK_K;
     int i1 = c->k1 - i0 < PACK_K ? c->k1 : i0 + PACK_K;
-    int first = tile * c->tile_rows, rows = c->n_rows - first < c->tile_rows ? c->n_rows - first : c->tile_rows;
+    int first = tile * c->tile_rows,
+        rows = c->n_rows - first < c->tile_rows ? c->n_rows - first : c->tile_rows;
     char *to = c->pack + (size_t)tile * c->tile_bytes +
                (size_t)((i0 - c->k0) / LINEAR_AMX_K * c->tile_rows) * STEP_BYTES;
     const uint16_t *x = c->x + (size_t)(c->row0 + first) * (size_t)c->w->k;
@@ -97,7 +105,8 @@ static inline void fetch_step(struct fetch *f)
 }
 
 /* sum (tile_rows,32) += x w^T over n steps. */
-static void multiply_one(float *sum, bool first, const char *x, int x_step, const char *w, int n, struct fetch f)
+static void multiply_one(float *sum, bool first, const char *x, int x_step, const char *w, int n,
+                         struct fetch f)
 {
     enum { ROW = LINEAR_BLOCK * sizeof(float), W_ROW = 2 * STEP_BYTES };
     if (first) {
@@ -120,7 +129,8 @@ static void multiply_one(float *sum, bool first, const char *x, int x_step, cons
 }
 
 /* The same for two tiles of rows, the second x_tile bytes after the first. */
-static void multiply_two(float *sum, bool first, const char *x, size_t x_tile, const char *w, int n, struct fetch f)
+static void multiply_two(float *sum, bool first, const char *x, size_t x_tile, const char *w, int n,
+                         struct fetch f)
 {
     enum { ROW = LINEAR_BLOCK * sizeof(float), W_ROW = 2 * STEP_BYTES, NEXT = TILE * LINEAR_BLOCK };
     if (first) {
@@ -153,23 +163,22 @@ static void multiply_two(float *sum, bool first, const char *x, size_t x_tile, c
 
 static __mmask16 lanes_on(int n) { return n >= 16 ? 0xffff : n <= 0 ? 0 : (__mmask16)((1u << n) - 1); }
 
-/* Rows [r0,r1) of the band and one block of outputs, at most two tiles of rows. */
-static void multiply(const struct call *c, int block, int pair, struct fetch f)
+/* Two tiles of rows, the pair `pair` of them, or the last one alone, and one block of outputs, whose piece of k is at w. */
+static void multiply(const struct call *c, int block, const char *w, int pair, struct fetch f)
 {
     float sum[2 * TILE * LINEAR_BLOCK] __attribute__((aligned(64)));
-    int n = c->w->n, column = block * LINEAR_BLOCK, row = 2 * pair * TILE, steps = (c->k1 - c->k0) / LINEAR_AMX_K;
+    int n = c->w->n, column = block * LINEAR_BLOCK, row = 2 * pair * TILE,
+        steps = (c->k1 - c->k0) / LINEAR_AMX_K;
     int rows = c->n_rows - row < 2 * TILE ? c->n_rows - row : 2 * TILE;
     float *y = c->y + (size_t)(c->row0 + row) * (size_t)n + (size_t)column;
     __mmask16 on0 = lanes_on(n - column), on1 = lanes_on(n - column - TILE);
-    const char *w = (const char *)c->w->data + (size_t)block * linear_block_bytes(DTYPE_BF16, c->w->k) +
-                    (size_t)c->k0 * LINEAR_BLOCK * 2;
     const char *x = c->packed + (size_t)(2 * pair) * c->tile_bytes;
     for (int r = 0; c->k0 > 0 && r < rows; r++) {
-        float *at = y + (size_t)r * (size_t)n;
+        const float *at = y + (size_t)r * (size_t)n;
         _mm512_store_ps(sum + r * LINEAR_BLOCK, _mm512_maskz_loadu_ps(on0, at));
         _mm512_store_ps(sum + r * LINEAR_BLOCK + TILE, _mm512_maskz_loadu_ps(on1, at + TILE));
     }
-    __asm__ volatile("" ::: "memory"); /* to the compiler a tile load is no read of memory */
+    STORED(sum);
     if (2 * pair + 1 < c->n_tiles) multiply_two(sum, c->k0 == 0, x, c->tile_bytes, w, steps, f);
     else multiply_one(sum, c->k0 == 0, x, c->tile_rows * STEP_BYTES, w, steps, f);
     bool biased = c->bias && c->k1 == c->w->k;
@@ -179,25 +188,26 @@ static void multiply(const struct call *c, int block, int pair, struct fetch f)
         bias1 = _mm512_maskz_loadu_ps(on1, c->bias + column + TILE);
     }
     for (int r = 0; r < rows; r++, y += n) {
-        __m512 s0 = _mm512_load_ps(sum + r * LINEAR_BLOCK), s1 = _mm512_load_ps(sum + r * LINEAR_BLOCK + TILE);
+        __m512 s0 = _mm512_load_ps(sum + r * LINEAR_BLOCK),
+               s1 = _mm512_load_ps(sum + r * LINEAR_BLOCK + TILE);
         _mm512_mask_storeu_ps(y, on0, biased ? _mm512_add_ps(s0, bias0) : s0);
         _mm512_mask_storeu_ps(y + TILE, on1, biased ? _mm512_add_ps(s1, bias1) : s1);
     }
 }
 
-/* One block of outputs, all rows of the band. */
+/* All rows of the band. */
 static void multiply_block(const struct call *c, int block)
 {
     int pairs = (c->n_tiles + 1) / 2, steps = (c->k1 - c->k0) / LINEAR_AMX_K;
-    const char *w = (const char *)c->w->data + (size_t)block * linear_block_bytes(DTYPE_BF16, c->w->k) +
-                    (size_t)c->k0 * LINEAR_BLOCK * 2;
+    size_t block_bytes = linear_block_bytes(DTYPE_BF16, c->w->k);
+    const char *w = (const char *)c->w->data + (size_t)block * block_bytes + (size_t)c->k0 * LINEAR_BLOCK * 2;
     for (int pair = 0; pair < pairs; pair++) {
         struct fetch f = {w + AHEAD, STEP_LINES};
-        if (pairs > 1) { /* its share of the next block's */
+        if (pairs > 1) { /* its share of the next block */
             f.lines = (STEP_LINES + pairs - 1) / pairs;
-            f.at = w + linear_block_bytes(DTYPE_BF16, c->w->k) + pair * steps * f.lines * LINEAR_LINE;
+            f.at = w + block_bytes + (size_t)(pair * steps * f.lines) * LINEAR_LINE;
         }
-        multiply(c, block, pair, f);
+        multiply(c, block, w, pair, f);
     }
 }
 
@@ -211,7 +221,8 @@ static void multiply_task(void *arg, int task, int thread)
     _tile_release();
 }
 
-void linear_amx(struct device *d, float *y, const void *x, const struct matrix *w, const float *bias, int n_rows)
+void linear_amx(struct device *d, float *y, const void *x, const struct matrix *w, const float *bias,
+                int n_rows)
 {
     struct cpu_device *dev = cpu_of(d);
     struct call c = {.y = y, .x = x, .w = w, .bias = bias, .pack = (char *)dev->pack};
@@ -222,7 +233,7 @@ void linear_amx(struct device *d, float *y, const void *x, const struct matrix *
         c.n_rows = cpu_share(n_rows, band + 1, bands) - c.row0;
         c.tile_rows = c.n_rows < TILE ? c.n_rows : TILE;
         c.n_tiles = (c.n_rows + c.tile_rows - 1) / c.tile_rows;
-        int step = INPUTS / (c.n_tiles * c.tile_rows) / PIECE_K * PIECE_K;
+        int step = INPUTS / (c.n_tiles * c.tile_rows) / LINEAR_AMX_K * LINEAR_AMX_K;
         for (c.k0 = 0; c.k0 < w->k; c.k0 = c.k1) {
             c.k1 = w->k - c.k0 < step ? w->k : c.k0 + step;
             ASSERT((size_t)c.n_tiles * (size_t)c.tile_rows * (size_t)(c.k1 - c.k0) * 2 <=

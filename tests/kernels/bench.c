@@ -84,7 +84,7 @@ static void peak_task(void *arg, int task, int thread)
     (void)task, (void)thread;
     float out[16];
 #if defined(__x86_64__)
-    if (*(enum cpu_isa *)arg == CPU_ISA_AVX512) peak_avx512(out);
+    if (*(enum cpu_isa *)arg >= CPU_ISA_AVX512) peak_avx512(out);
     else peak_avx2(out);
 #else
     (void)arg;
@@ -98,7 +98,7 @@ double bench_fma_peak(struct device *d)
 {
     enum cpu_isa isa = cpu_isa_of(d);
     if (isa == CPU_ISA_PORTABLE) return 0;
-    int lanes = isa == CPU_ISA_AVX512 ? 16 : 8;
+    int lanes = isa >= CPU_ISA_AVX512 ? 16 : 8;
     double best = 0;
     for (int i = 0; i < 200; i++) {
         double t0 = now();
