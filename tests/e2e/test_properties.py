@@ -103,7 +103,7 @@ def test_every_rank_count_gives_the_same_tokens(tiny, ids, shape):
 
 @pytest.mark.sampled
 @pytest.mark.parametrize("page_size", [4, 8, 16, 32])
-@pytest.mark.parametrize("isa", ["portable", "avx2", "auto"])
+@pytest.mark.parametrize("isa", ["portable", "avx2", "avx512", "auto"])
 def test_page_sizes_and_instruction_sets(tiny, ids, tmp_path, page_size, isa):
     folder, tokens = tiny(**SHAPES["llama3-gqa"]), ids(320, 300)
     settings = dict(SPARSE, page_size=page_size, block_size=32, policy="retro", window=2)
