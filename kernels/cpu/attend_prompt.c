@@ -4,8 +4,8 @@
  *
  * A task is a block of consecutive rows of one span with one kv head's group. It walks over the keys in tiles
  * of 64 positions (multiples of 64 in the sequence, wherever the prompt was cut), with a running maximum and
- * sum per query: the tile's keys are transposed and its values widened once for all queries of the block. The
- * longest tasks go first.
+ * sum per query: the tile's keys are transposed and its values widened once for all queries of the block, or both are
+ * made operands of AMX tiles (attend_prompt_amx.c). The longest tasks go first.
  *
  * Invariants: a row's result depends on its query and its keys only: the tiles are the same for every
  * chunking of the prompt, and a tile that a row does not see is skipped for it. Within a tile that it sees in
@@ -17,7 +17,11 @@
 #include "kernels/cpu/cpu.h"
 #include "runtime/base/die.h"
 
-enum { BLOCK_QUERIES = 192, BLOCK_FLOATS = BLOCK_QUERIES * 64 };
+enum {
+    BLOCK_QUERIES = 192,
+    BLOCK_FLOATS = BLOCK_QUERIES * 64,
+    ROOM_FLOATS = BLOCK_FLOATS + 15 * TILE_MAX_E, /* AMX takes queries by sixteens */
+};
 
 struct prompt {
     const struct tile *tile;
@@ -27,21 +31,29 @@ struct prompt {
     const struct batch *b;
     const struct dims *m;
     int block_rows;
+    const struct prompt_tiles *amx; /* or NULL */
 };
 
 /* State of one task. Queries are numbered row by row, n_heads of a row beside each other. */
 struct block {
     int row0, n_rows, position0, n_heads;
     const int32_t *table;
-    float q[BLOCK_FLOATS], o[BLOCK_FLOATS]; /* (queries, E) */
+    float q[ROOM_FLOATS], o[ROOM_FLOATS]; /* (queries, E) */
     float score[BLOCK_QUERIES * TILE_COLS];
     float ml[2 * BLOCK_QUERIES]; /* running maximum and sum of each query */
     float factor[BLOCK_QUERIES];
     const char *key[TILE_COLS], *value[TILE_COLS];
-    float kt[TILE_DEPTH * TILE_COLS], v[TILE_COLS * TILE_MAX_E];
+    union {
+        struct {
+            float kt[TILE_DEPTH * TILE_COLS], v[TILE_COLS * TILE_MAX_E];
+        };
+        struct { /* operands of attend_prompt_amx.c */
+            char amx_q[ROOM_FLOATS * 4], amx_k[TILE_COLS * TILE_MAX_E * 2], amx_v[TILE_COLS * TILE_MAX_E * 2];
+        };
+    };
 } __attribute__((aligned(64)));
 
-/* Keys base .. base+n-1: pointers to them, and their values widened. Tokens of a page lie side by
+/* Keys base .. base+n-1: pointers to them, and their values, widened but for AMX. Tokens of a page lie side by
  * side. */
 static void load_tile(const struct prompt *a, struct block *k, int kv_head, int base, int n)
 {
@@ -51,13 +63,13 @@ static void load_tile(const struct prompt *a, struct block *k, int kv_head, int 
         int in_page = (base + t) % m->P, run = m->P - in_page < n - t ? m->P - in_page : n - t;
         const char *block = kv_layer_block(a->kv, m, k->table[(base + t) / m->B]);
         const char *key = block + kv_key_offset(m, kv_head, (base + t) % m->B);
-        a->tile->widen(k->v + t * m->E, key + kv_value_distance(m), run * m->E, m->kv);
+        if (!a->amx) a->tile->widen(k->v + t * m->E, key + kv_value_distance(m), run * m->E, m->kv);
         for (int end = t + run; t < end; t++, key += row_bytes) {
             k->key[t] = key;
-            k->value[t] = (const char *)(k->v + t * m->E);
+            k->value[t] = a->amx ? key + kv_value_distance(m) : (const char *)(k->v + t * m->E);
         }
     }
-    for (int t = n; t < TILE_COLS; t++) k->key[t] = tile_zero_row;
+    for (int t = n; t < TILE_COLS; t++) k->key[t] = k->value[t] = tile_zero_row;
 }
 
 /* Rows [i0,i1) of the block see keys base .. base+63; n_cols of these may be read. */
@@ -65,10 +77,15 @@ static void attend_tile(const struct prompt *a, struct block *k, int kv_head, in
                         int i1)
 {
     const struct dims *m = a->m;
-    int padded = (n_cols + 15) / 16 * 16, first = i0 * k->n_heads, n_q = (i1 - i0) * k->n_heads;
+    int padded = a->amx ? TILE_COLS : (n_cols + 15) / 16 * 16, first = i0 * k->n_heads,
+        n_q = (i1 - i0) * k->n_heads;
     float *score = k->score + first * TILE_COLS;
     load_tile(a, k, kv_head, base, n_cols);
-    for (int e = 0; e < m->E; e += TILE_DEPTH) {
+    if (a->amx) {
+        a->amx->keys(k->amx_k, k->key, m->E);
+        a->amx->score(k->score, k->amx_q, k->amx_k, first, first + n_q, m->E);
+    }
+    for (int e = 0; e < m->E && !a->amx; e += TILE_DEPTH) {
         int n_e = m->E - e < TILE_DEPTH ? m->E - e : TILE_DEPTH;
         a->tile->load_keys(k->kt, k->key, (size_t)e * dtype_bytes(m->kv), padded, n_e, m->kv);
         a->tile->scores(score, TILE_COLS, k->q + first * m->E + e, (size_t)m->E, n_q, k->kt, n_e, 0, padded,
@@ -83,6 +100,11 @@ static void attend_tile(const struct prompt *a, struct block *k, int kv_head, in
     a->tile->weigh(score, TILE_COLS, n_q, padded, m->attention_scale, k->ml + 2 * first, k->factor + first);
     for (int i = first; i < first + n_q; i++)
         if (k->factor[i] != 1) a->tile->scale(k->o + i * m->E, m->E, k->factor[i]);
+    if (a->amx) {
+        a->amx->values(k->amx_v, k->value, m->E);
+        a->amx->add(k->o, k->score, k->amx_v, first, first + n_q, m->E);
+        return;
+    }
     a->tile->values(k->o + first * m->E, (size_t)m->E, score, TILE_COLS, n_q, k->value, 0, NULL, 0, n_cols,
                     m->E, DTYPE_F32);
 }
@@ -99,12 +121,17 @@ static void attend_block(const struct prompt *a, struct block *k, int kv_head, i
         k->ml[2 * i + 1] = 0;
     }
     memset(k->o, 0, (size_t)(n_q * m->E) * sizeof(float));
+    if (a->amx) {
+        a->amx->begin();
+        a->amx->queries(k->amx_q, k->q, n_q, m->E);
+    }
     for (int base = first_visible(k->position0, window) / TILE_COLS * TILE_COLS; base <= last;
          base += TILE_COLS) {
         int i0 = base > k->position0 ? base - k->position0 : 0, i1 = k->n_rows;
         while (first_visible(k->position0 + i1 - 1, window) >= base + TILE_COLS) i1--;
         attend_tile(a, k, kv_head, base, last - base + 1 < TILE_COLS ? last - base + 1 : TILE_COLS, i0, i1);
     }
+    if (a->amx) a->amx->end();
     for (int i = 0; i < n_q; i++) {
         float *o = k->o + i * m->E;
         a->tile->scale(o, m->E, 1 / k->ml[2 * i + 1]);
@@ -140,7 +167,10 @@ void cpu_attend_prompt(struct device *d, void *out, const float *q, const struct
                        const struct batch *b, const struct dims *m)
 {
     ASSERT(m->E <= TILE_MAX_E && m->G <= TILE_MAX_G && m->G * m->E <= BLOCK_FLOATS);
-    struct prompt a = {tile_of(cpu_isa_of(d)), out, q, kv, b, m, 0};
+    struct prompt a = {tile_of(cpu_isa_of(d)), out, q, kv, b, m, 0, NULL};
+#if defined(__x86_64__)
+    if (cpu_isa_of(d) == CPU_ISA_AMX && m->kv == DTYPE_BF16 && m->E % 32 == 0) a.amx = &attend_prompt_amx;
+#endif
     int queries = BLOCK_FLOATS / m->E < BLOCK_QUERIES ? BLOCK_FLOATS / m->E : BLOCK_QUERIES, n = 0;
     a.block_rows = queries / m->G;
     for (int i = 0; i < b->n_prompt; i++) n += (b->host_prompt[i].n_rows + a.block_rows - 1) / a.block_rows;

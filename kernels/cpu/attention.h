@@ -295,6 +295,23 @@ static inline size_t part_index(const struct part *p, const struct dims *m, int 
     return ((size_t)row * (size_t)p->splits + (size_t)split) * (size_t)m->Hr + (size_t)head;
 }
 
+/* Attention of prompts by AMX, for kv bf16 and E a multiple of 32: left operands have 4 bytes an element, right ones 2. */
+struct prompt_tiles {
+    void (*begin)(void); /* the others: between these two, in the same thread */
+    void (*end)(void);
+    void (*queries)(char *to, const float *q, int n_q, int E); /* q (n_q,E), a left operand */
+    void (*keys)(char *to, const char *const *key,
+                 int E); /* TILE_COLS rows, a right operand; so are the values */
+    void (*values)(char *to, const char *const *value, int E);
+    /* s (queries,TILE_COLS) = products of queries q0 .. q1-1 with keys. Of their neighbours, down and up to a multiple of
+     * 16, anything is written. */
+    void (*score)(float *s, const char *q, const char *keys, int q0, int q1, int E);
+    /* o (queries,E) += weight (queries,TILE_COLS) times values for queries q0 .. q1-1. Their neighbours are read and
+     * written as they are. */
+    void (*add)(float *o, const float *weight, const char *values, int q0, int q1, int E);
+};
+extern const struct prompt_tiles attend_prompt_amx;
+
 /* fn(arg, item, thread) for item 0 .. n-1, each dealt in ascending order to the next free thread (deal.c). */
 void cpu_deal(struct device *d, void (*fn)(void *arg, int item, int thread), void *arg, int n);
 

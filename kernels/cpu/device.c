@@ -164,8 +164,7 @@ enum status cpu_device_open(struct device **out, const struct device_options *o,
     c->pairs = c->act == DTYPE_BF16 && c->isa != CPU_ISA_AMX && cpu_fast_pairs(c->isa);
     c->amx = c->act == DTYPE_BF16 && c->isa == CPU_ISA_AMX;
     c->base = (struct device){.ops = &cpu_ops, .close = close_device};
-    enum cpu_isa used = c->isa == CPU_ISA_AMX && !c->amx ? CPU_ISA_AVX512 : c->isa;
-    snprintf(c->base.description, sizeof c->base.description, "%s%s, %d thread%s", isa_names[used],
+    snprintf(c->base.description, sizeof c->base.description, "%s%s, %d thread%s", isa_names[c->isa],
              c->pairs || c->amx ? " with bf16 products" : "", n, n == 1 ? "" : "s");
     *out = &c->base;
     return STATUS_OK;

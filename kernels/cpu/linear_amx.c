@@ -10,25 +10,21 @@
  *
  * Invariant: an output is a chain over k in steps of 32 inputs, each as tdpbf16ps rounds it; rows are independent of
  * each other in a tile. All row counts, thread counts and blockings give the same bits. Subnormal numbers count as 0. */
-#include <immintrin.h>
-
+#include "kernels/cpu/amx.h"
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/linear.h"
 #include "runtime/base/die.h"
 
 enum {
-    TILE = 16,                 /* rows, or outputs, of a tile */
-    STEP_BYTES = 64,           /* LINEAR_AMX_K inputs of one row */
-    STEP_LINES = LINEAR_BLOCK, /* cache lines of a block's weights in one step */
+    TILE = AMX_TILE,            /* rows, or outputs, of a tile */
+    STEP_BYTES = AMX_ROW_BYTES, /* LINEAR_AMX_K inputs of one row */
+    STEP_LINES = LINEAR_BLOCK,  /* cache lines of a block's weights in one step */
     BAND_ROWS = 256,
     INPUTS = 512 * 1024, /* of a band that are packed at once: half of the second-level cache */
     AHEAD = 16384,       /* bytes ahead that weights are fetched when they are read once */
     PACK_K = 512,        /* inputs that one task packs */
     PACK_ALONE = 32768,  /* elements that one thread packs sooner than it wakes others */
 };
-
-/* To the compiler a tile load reads no memory: what was stored before must be there by now. */
-#define STORED(p) __asm__ volatile("" ::"r"(p) : "memory")
 
 struct call {
     float *y;
@@ -43,22 +39,6 @@ struct call {
     int k0, k1;        /* inputs of this piece */
     size_t tile_bytes; /* of packed */
 };
-
-/* Tiles 0 to 3 are sums, 4 and 5 inputs, 6 and 7 weights. */
-static void configure(int tile_rows)
-{
-    struct {
-        uint8_t palette, start, reserved[14];
-        uint16_t row_bytes[16];
-        uint8_t rows[16];
-    } c = {.palette = 1};
-    for (int i = 0; i < 8; i++) {
-        c.row_bytes[i] = STEP_BYTES;
-        c.rows[i] = (uint8_t)(i < 6 ? tile_rows : TILE);
-    }
-    STORED(&c);
-    _tile_loadconfig(&c);
-}
 
 /* One tile of rows and at most PACK_K inputs. Rows that are missing to a whole tile stay as they are: what they
  * become is never stored. */
@@ -178,7 +158,7 @@ static void multiply(const struct call *c, int block, const char *w, int pair, s
         _mm512_store_ps(sum + r * LINEAR_BLOCK, _mm512_maskz_loadu_ps(on0, at));
         _mm512_store_ps(sum + r * LINEAR_BLOCK + TILE, _mm512_maskz_loadu_ps(on1, at + TILE));
     }
-    STORED(sum);
+    AMX_STORED(sum);
     if (2 * pair + 1 < c->n_tiles) multiply_two(sum, c->k0 == 0, x, c->tile_bytes, w, steps, f);
     else multiply_one(sum, c->k0 == 0, x, c->tile_rows * STEP_BYTES, w, steps, f);
     bool biased = c->bias && c->k1 == c->w->k;
@@ -216,7 +196,7 @@ static void multiply_task(void *arg, int task, int thread)
     (void)thread;
     const struct call *c = arg;
     int blocks = linear_blocks(c->w->n), end = cpu_share(blocks, task + 1, c->n_threads);
-    configure(c->tile_rows);
+    amx_configure(c->tile_rows);
     for (int block = cpu_share(blocks, task, c->n_threads); block < end; block++) multiply_block(c, block);
     _tile_release();
 }

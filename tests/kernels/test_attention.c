@@ -313,6 +313,12 @@ static void test_steps_avx512(void **state)
     check_steps(CPU_ISA_AVX512);
 }
 
+static void test_steps_amx(void **state)
+{
+    (void)state;
+    check_steps(CPU_ISA_AMX);
+}
+
 /* A step with empty spans, and one row at position 0. */
 static void test_first_token(void **state)
 {
@@ -563,6 +569,12 @@ static void test_bits_avx512(void **state)
     check_bits(CPU_ISA_AVX512);
 }
 
+static void test_bits_amx(void **state)
+{
+    (void)state;
+    check_bits(CPU_ISA_AMX);
+}
+
 /* A row's output does not depend on how many older rows its span has; neither does a revised row's. */
 static void test_rows_alone(void **state)
 {
@@ -643,18 +655,13 @@ int main(int argc, char **argv)
     staged_arguments(&argc, argv);
     if (argc > 1 && !strcmp(argv[1], "--bench")) return attention_bench(argc - 2, argv + 2);
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_steps_portable),
-        cmocka_unit_test(test_steps_avx2),
-        cmocka_unit_test(test_steps_avx512),
-        cmocka_unit_test(test_first_token),
-        cmocka_unit_test(test_union),
-        cmocka_unit_test(test_rows_alone),
-        cmocka_unit_test(test_ties),
-        cmocka_unit_test(test_bits_portable),
-        cmocka_unit_test(test_bits_avx2),
-        cmocka_unit_test(test_bits_avx512),
-        cmocka_unit_test(test_long_context),
-        cmocka_unit_test(test_many_pages),
+        cmocka_unit_test(test_steps_portable),  cmocka_unit_test(test_steps_avx2),
+        cmocka_unit_test(test_steps_avx512),    cmocka_unit_test(test_steps_amx),
+        cmocka_unit_test(test_first_token),     cmocka_unit_test(test_union),
+        cmocka_unit_test(test_rows_alone),      cmocka_unit_test(test_ties),
+        cmocka_unit_test(test_bits_portable),   cmocka_unit_test(test_bits_avx2),
+        cmocka_unit_test(test_bits_avx512),     cmocka_unit_test(test_bits_amx),
+        cmocka_unit_test(test_long_context),    cmocka_unit_test(test_many_pages),
         cmocka_unit_test(test_deceived_sample),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

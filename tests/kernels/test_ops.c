@@ -4,8 +4,8 @@
 #include "tests/kernels/staged.h"
 
 static const int sizes[] = {1, 2, 3, 7, 8, 16, 31, 64, 65, 512, 4099};
-enum { SIZES = 11, ISAS = 3 };
-static const enum cpu_isa isas[ISAS] = {CPU_ISA_PORTABLE, CPU_ISA_AVX2, CPU_ISA_AVX512};
+enum { SIZES = 11, ISAS = 4 };
+static const enum cpu_isa isas[ISAS] = {CPU_ISA_PORTABLE, CPU_ISA_AVX2, CPU_ISA_AVX512, CPU_ISA_AMX};
 
 /* One rounding of a two-byte type, relative; 0 for f32. */
 static double rounding(enum dtype t) { return t == DTYPE_F32 ? 0 : t == DTYPE_BF16 ? 0x1p-8 : 0x1p-11; }
