@@ -1,16 +1,17 @@
-/* amx.h - the tile registers of AMX, for the files that are compiled with it. */
+/* amx.h - the tile registers of AMX. Their functions only for files that are compiled with it. */
 #ifndef RETRO_KERNELS_CPU_AMX_H
 #define RETRO_KERNELS_CPU_AMX_H
-
-#include <immintrin.h>
-#include <stdint.h>
 
 enum {
     AMX_TILE = 16,      /* rows of a tile; f32 of a row */
     AMX_ROW_BYTES = 64, /* 32 bf16, or pairs of them for 16 columns */
     AMX_TILE_BYTES = AMX_TILE * AMX_ROW_BYTES,
-    AMX_STEP = 32, /* products that are added to a sum at once */
+    AMX_STEP = 32, /* products that are added to a sum at once: what k, or E, must be a multiple of */
 };
+
+#if defined(__AMX_TILE__) || defined(__AMXTILE__) /* gcc, clang */
+#include <immintrin.h>
+#include <stdint.h>
 
 /* To the compiler a tile load reads no memory: what was stored before must be there by now. */
 #define AMX_STORED(p) __asm__ volatile("" ::"r"(p) : "memory")
@@ -31,5 +32,6 @@ static inline void amx_configure(int rows)
     AMX_STORED(&c);
     _tile_loadconfig(&c);
 }
+#endif
 
 #endif

@@ -13,6 +13,7 @@
  * not read. */
 #include <math.h>
 
+#include "kernels/cpu/amx.h"
 #include "kernels/cpu/attention.h"
 #include "kernels/cpu/cpu.h"
 #include "runtime/base/die.h"
@@ -38,7 +39,7 @@ struct prompt {
 struct block {
     int row0, n_rows, position0, n_heads;
     const int32_t *table;
-    float q[ROOM_FLOATS], o[ROOM_FLOATS]; /* (queries, E) */
+    float q[BLOCK_FLOATS], o[ROOM_FLOATS]; /* (queries, E) */
     float score[BLOCK_QUERIES * TILE_COLS];
     float ml[2 * BLOCK_QUERIES]; /* running maximum and sum of each query */
     float factor[BLOCK_QUERIES];
@@ -72,6 +73,36 @@ static void load_tile(const struct prompt *a, struct block *k, int kv_head, int 
     for (int t = n; t < TILE_COLS; t++) k->key[t] = k->value[t] = tile_zero_row;
 }
 
+/* score: products of n_q queries from `first` on with the first n keys of the tile, a multiple of 16. */
+static void score_keys(const struct prompt *a, struct block *k, int first, int n_q, int n)
+{
+    const struct dims *m = a->m;
+    if (a->amx) {
+        a->amx->keys(k->amx_k, k->key, m->E);
+        a->amx->score(k->score, k->amx_q, k->amx_k, first, first + n_q, m->E);
+        return;
+    }
+    for (int e = 0; e < m->E; e += TILE_DEPTH) {
+        int n_e = m->E - e < TILE_DEPTH ? m->E - e : TILE_DEPTH;
+        a->tile->load_keys(k->kt, k->key, (size_t)e * dtype_bytes(m->kv), n, n_e, m->kv);
+        a->tile->scores(k->score + first * TILE_COLS, TILE_COLS, k->q + first * m->E + e, (size_t)m->E, n_q,
+                        k->kt, n_e, 0, n, e > 0);
+    }
+}
+
+/* Their outputs += what is in `score` by now times the first n values. */
+static void add_values(const struct prompt *a, struct block *k, int first, int n_q, int n)
+{
+    const struct dims *m = a->m;
+    if (a->amx) {
+        a->amx->values(k->amx_v, k->value, m->E);
+        a->amx->add(k->o, k->score, k->amx_v, first, first + n_q, m->E);
+    } else {
+        a->tile->values(k->o + first * m->E, (size_t)m->E, k->score + first * TILE_COLS, TILE_COLS, n_q,
+                        k->value, 0, NULL, 0, n, m->E, DTYPE_F32);
+    }
+}
+
 /* Rows [i0,i1) of the block see keys base .. base+63; n_cols of these may be read. */
 static void attend_tile(const struct prompt *a, struct block *k, int kv_head, int base, int n_cols, int i0,
                         int i1)
@@ -79,34 +110,19 @@ static void attend_tile(const struct prompt *a, struct block *k, int kv_head, in
     const struct dims *m = a->m;
     int padded = a->amx ? TILE_COLS : (n_cols + 15) / 16 * 16, first = i0 * k->n_heads,
         n_q = (i1 - i0) * k->n_heads;
-    float *score = k->score + first * TILE_COLS;
     load_tile(a, k, kv_head, base, n_cols);
-    if (a->amx) {
-        a->amx->keys(k->amx_k, k->key, m->E);
-        a->amx->score(k->score, k->amx_q, k->amx_k, first, first + n_q, m->E);
-    }
-    for (int e = 0; e < m->E && !a->amx; e += TILE_DEPTH) {
-        int n_e = m->E - e < TILE_DEPTH ? m->E - e : TILE_DEPTH;
-        a->tile->load_keys(k->kt, k->key, (size_t)e * dtype_bytes(m->kv), padded, n_e, m->kv);
-        a->tile->scores(score, TILE_COLS, k->q + first * m->E + e, (size_t)m->E, n_q, k->kt, n_e, 0, padded,
-                        e > 0);
-    }
+    score_keys(a, k, first, n_q, padded);
     for (int i = first; i < first + n_q; i++) {
         float *s = k->score + i * TILE_COLS;
         int r = k->position0 + i / k->n_heads;
         for (int t = 0; t < first_visible(r, a->kv->sliding_window) - base; t++) s[t] = -INFINITY;
         for (int t = r - base + 1; t < padded; t++) s[t] = -INFINITY;
     }
-    a->tile->weigh(score, TILE_COLS, n_q, padded, m->attention_scale, k->ml + 2 * first, k->factor + first);
+    a->tile->weigh(k->score + first * TILE_COLS, TILE_COLS, n_q, padded, m->attention_scale,
+                   k->ml + 2 * first, k->factor + first);
     for (int i = first; i < first + n_q; i++)
         if (k->factor[i] != 1) a->tile->scale(k->o + i * m->E, m->E, k->factor[i]);
-    if (a->amx) {
-        a->amx->values(k->amx_v, k->value, m->E);
-        a->amx->add(k->o, k->score, k->amx_v, first, first + n_q, m->E);
-        return;
-    }
-    a->tile->values(k->o + first * m->E, (size_t)m->E, score, TILE_COLS, n_q, k->value, 0, NULL, 0, n_cols,
-                    m->E, DTYPE_F32);
+    add_values(a, k, first, n_q, n_cols);
 }
 
 static void attend_block(const struct prompt *a, struct block *k, int kv_head, int head)
@@ -169,7 +185,8 @@ void cpu_attend_prompt(struct device *d, void *out, const float *q, const struct
     ASSERT(m->E <= TILE_MAX_E && m->G <= TILE_MAX_G && m->G * m->E <= BLOCK_FLOATS);
     struct prompt a = {tile_of(cpu_isa_of(d)), out, q, kv, b, m, 0, NULL};
 #if defined(__x86_64__)
-    if (cpu_isa_of(d) == CPU_ISA_AMX && m->kv == DTYPE_BF16 && m->E % 32 == 0) a.amx = &attend_prompt_amx;
+    if (cpu_isa_of(d) == CPU_ISA_AMX && m->kv == DTYPE_BF16 && m->E % AMX_STEP == 0)
+        a.amx = &attend_prompt_amx;
 #endif
     int queries = BLOCK_FLOATS / m->E < BLOCK_QUERIES ? BLOCK_FLOATS / m->E : BLOCK_QUERIES, n = 0;
     a.block_rows = queries / m->G;

@@ -19,7 +19,6 @@ struct cpu_device {
     enum cpu_isa isa; /* never AUTO */
     enum dtype act;
     bool pairs; /* bf16 activations and weights are multiplied in pairs (linear.h) */
-    bool amx;   /* the same with tiles of AMX (linear_amx.c) */
     const struct linear_table *linear;
     const struct silu_table *silu;
     float *pack; /* scratch of cpu_linear, pack_floats long; grows in matrix_put, so not in a step */

@@ -90,9 +90,9 @@ static enum cpu_isa best_isa(void)
 #endif
 }
 
-/* AMX multiplies 16 times as fast as f32 is. vdpbf16ps: twice as fast as widening to f32 on AMD's processors that have vdpbf16ps (Zen 4, Zen 5), half as fast on Intel's that
- * were measured (Emerald Rapids). By the maker and not by a measurement at start: the two round differently, and a run
- * must give the same bits again. */
+/* AMX is 16 times as fast as widening to f32. vdpbf16ps is twice as fast on AMD's processors that have it (Zen 4, Zen 5),
+ * half as fast on Intel's that were measured (Emerald Rapids). By the maker and not by a measurement at start: the two
+ * round differently, and a run must give the same bits again. */
 bool cpu_fast_pairs(enum cpu_isa isa)
 {
 #if defined(__x86_64__)
@@ -161,11 +161,11 @@ enum status cpu_device_open(struct device **out, const struct device_options *o,
     c->act = o->act;
     c->linear = linear_table_of(c->isa);
     c->silu = silu_table_of(c->isa);
-    c->pairs = c->act == DTYPE_BF16 && c->isa != CPU_ISA_AMX && cpu_fast_pairs(c->isa);
-    c->amx = c->act == DTYPE_BF16 && c->isa == CPU_ISA_AMX;
+    bool bf16_products = c->act == DTYPE_BF16 && cpu_fast_pairs(c->isa);
+    c->pairs = bf16_products && c->isa != CPU_ISA_AMX;
     c->base = (struct device){.ops = &cpu_ops, .close = close_device};
     snprintf(c->base.description, sizeof c->base.description, "%s%s, %d thread%s", isa_names[c->isa],
-             c->pairs || c->amx ? " with bf16 products" : "", n, n == 1 ? "" : "s");
+             bf16_products ? " with bf16 products" : "", n, n == 1 ? "" : "s");
     *out = &c->base;
     return STATUS_OK;
 }

@@ -13,6 +13,7 @@
 #include <xmmintrin.h>
 #endif
 
+#include "kernels/cpu/amx.h"
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/linear.h"
 #include "runtime/base/die.h"
@@ -229,7 +230,7 @@ void cpu_linear(struct device *d, float *y, const void *x, const struct matrix *
     ASSERT(n_rows >= 0 && w->n > 0 && w->k > 0 && w->data);
     cpu_linear_reserve(d, w->k);
 #if defined(__x86_64__)
-    if (dev->amx && w->dtype == DTYPE_BF16 && w->k % LINEAR_AMX_K == 0) {
+    if (dev->isa == CPU_ISA_AMX && dev->act == DTYPE_BF16 && w->dtype == DTYPE_BF16 && w->k % AMX_STEP == 0) {
         linear_amx(d, y, x, w, bias, n_rows);
         return;
     }

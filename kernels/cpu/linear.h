@@ -50,8 +50,7 @@ struct linear_table {
 
 struct device;
 
-/* The whole of linear with AMX (linear_amx.c), for bf16 inputs and weights whose k is a multiple of LINEAR_AMX_K. */
-enum { LINEAR_AMX_K = 32 };
+/* The whole of linear with AMX (linear_amx.c), for bf16 inputs and weights whose k is a multiple of AMX_STEP. */
 void linear_amx(struct device *d, float *y, const void *x, const struct matrix *w, const float *bias,
                 int n_rows);
 

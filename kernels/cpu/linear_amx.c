@@ -16,9 +16,7 @@
 #include "runtime/base/die.h"
 
 enum {
-    TILE = AMX_TILE,            /* rows, or outputs, of a tile */
-    STEP_BYTES = AMX_ROW_BYTES, /* LINEAR_AMX_K inputs of one row */
-    STEP_LINES = LINEAR_BLOCK,  /* cache lines of a block's weights in one step */
+    STEP_LINES = LINEAR_BLOCK, /* cache lines of a block's weights in one step */
     BAND_ROWS = 256,
     INPUTS = 512 * 1024, /* of a band that are packed at once: half of the second-level cache */
     AHEAD = 16384,       /* bytes ahead that weights are fetched when they are read once */
@@ -34,8 +32,8 @@ struct call {
     char *pack;
     const char *packed; /* (tiles, steps, tile_rows, 32) bf16 */
     int n_threads;
-    int row0, n_rows, tile_rows,
-        n_tiles;       /* of the band; tile_rows is TILE, or fewer when all rows are one tile */
+    /* Of the band. tile_rows is AMX_TILE, or fewer when all rows are one tile. */
+    int row0, n_rows, tile_rows, n_tiles;
     int k0, k1;        /* inputs of this piece */
     size_t tile_bytes; /* of packed */
 };
@@ -51,17 +49,18 @@ static void pack_task(void *arg, int task, int thread)
     int first = tile * c->tile_rows,
         rows = c->n_rows - first < c->tile_rows ? c->n_rows - first : c->tile_rows;
     char *to = c->pack + (size_t)tile * c->tile_bytes +
-               (size_t)((i0 - c->k0) / LINEAR_AMX_K * c->tile_rows) * STEP_BYTES;
+               (size_t)((i0 - c->k0) / AMX_STEP * c->tile_rows) * AMX_ROW_BYTES;
     const uint16_t *x = c->x + (size_t)(c->row0 + first) * (size_t)c->w->k;
-    for (int i = i0; i < i1; i += LINEAR_AMX_K, to += c->tile_rows * STEP_BYTES)
+    for (int i = i0; i < i1; i += AMX_STEP, to += c->tile_rows * AMX_ROW_BYTES)
         for (int r = 0; r < rows; r++)
-            _mm512_storeu_si512(to + r * STEP_BYTES, _mm512_loadu_si512(x + (size_t)r * (size_t)c->w->k + i));
+            _mm512_storeu_si512(to + r * AMX_ROW_BYTES,
+                                _mm512_loadu_si512(x + (size_t)r * (size_t)c->w->k + i));
 }
 
 static void pack_rows(struct device *d, struct call *c)
 {
     int n_k = c->k1 - c->k0, n_tasks = c->n_tiles * ((n_k + PACK_K - 1) / PACK_K);
-    c->tile_bytes = (size_t)(n_k / LINEAR_AMX_K * c->tile_rows) * STEP_BYTES;
+    c->tile_bytes = (size_t)(n_k / AMX_STEP * c->tile_rows) * AMX_ROW_BYTES;
     if (c->n_rows == 1) {
         c->packed = (const char *)(c->x + (size_t)c->row0 * (size_t)c->w->k + c->k0);
         return;
@@ -88,31 +87,31 @@ static inline void fetch_step(struct fetch *f)
 static void multiply_one(float *sum, bool first, const char *x, int x_step, const char *w, int n,
                          struct fetch f)
 {
-    enum { ROW = LINEAR_BLOCK * sizeof(float), W_ROW = 2 * STEP_BYTES };
+    enum { ROW = LINEAR_BLOCK * sizeof(float), W_ROW = 2 * AMX_ROW_BYTES };
     if (first) {
         _tile_zero(0);
         _tile_zero(1);
     } else {
         _tile_loadd(0, sum, ROW);
-        _tile_loadd(1, sum + TILE, ROW);
+        _tile_loadd(1, sum + AMX_TILE, ROW);
     }
     for (int i = 0; i < n; i++, x += x_step, w += STEP_LINES * LINEAR_LINE) {
         fetch_step(&f);
-        _tile_loadd(4, x, STEP_BYTES);
+        _tile_loadd(4, x, AMX_ROW_BYTES);
         _tile_loadd(6, w, W_ROW);
-        _tile_loadd(7, w + STEP_BYTES, W_ROW);
+        _tile_loadd(7, w + AMX_ROW_BYTES, W_ROW);
         _tile_dpbf16ps(0, 4, 6);
         _tile_dpbf16ps(1, 4, 7);
     }
     _tile_stored(0, sum, ROW);
-    _tile_stored(1, sum + TILE, ROW);
+    _tile_stored(1, sum + AMX_TILE, ROW);
 }
 
 /* The same for two tiles of rows, the second x_tile bytes after the first. */
 static void multiply_two(float *sum, bool first, const char *x, size_t x_tile, const char *w, int n,
                          struct fetch f)
 {
-    enum { ROW = LINEAR_BLOCK * sizeof(float), W_ROW = 2 * STEP_BYTES, NEXT = TILE * LINEAR_BLOCK };
+    enum { ROW = LINEAR_BLOCK * sizeof(float), W_ROW = 2 * AMX_ROW_BYTES, NEXT = AMX_TILE * LINEAR_BLOCK };
     if (first) {
         _tile_zero(0);
         _tile_zero(1);
@@ -120,25 +119,25 @@ static void multiply_two(float *sum, bool first, const char *x, size_t x_tile, c
         _tile_zero(3);
     } else {
         _tile_loadd(0, sum, ROW);
-        _tile_loadd(1, sum + TILE, ROW);
+        _tile_loadd(1, sum + AMX_TILE, ROW);
         _tile_loadd(2, sum + NEXT, ROW);
-        _tile_loadd(3, sum + NEXT + TILE, ROW);
+        _tile_loadd(3, sum + NEXT + AMX_TILE, ROW);
     }
-    for (int i = 0; i < n; i++, x += TILE * STEP_BYTES, w += STEP_LINES * LINEAR_LINE) {
+    for (int i = 0; i < n; i++, x += AMX_TILE * AMX_ROW_BYTES, w += STEP_LINES * LINEAR_LINE) {
         fetch_step(&f);
-        _tile_loadd(4, x, STEP_BYTES);
+        _tile_loadd(4, x, AMX_ROW_BYTES);
         _tile_loadd(6, w, W_ROW);
-        _tile_loadd(7, w + STEP_BYTES, W_ROW);
+        _tile_loadd(7, w + AMX_ROW_BYTES, W_ROW);
         _tile_dpbf16ps(0, 4, 6);
-        _tile_loadd(5, x + x_tile, STEP_BYTES);
+        _tile_loadd(5, x + x_tile, AMX_ROW_BYTES);
         _tile_dpbf16ps(1, 4, 7);
         _tile_dpbf16ps(2, 5, 6);
         _tile_dpbf16ps(3, 5, 7);
     }
     _tile_stored(0, sum, ROW);
-    _tile_stored(1, sum + TILE, ROW);
+    _tile_stored(1, sum + AMX_TILE, ROW);
     _tile_stored(2, sum + NEXT, ROW);
-    _tile_stored(3, sum + NEXT + TILE, ROW);
+    _tile_stored(3, sum + NEXT + AMX_TILE, ROW);
 }
 
 static __mmask16 lanes_on(int n) { return n >= 16 ? 0xffff : n <= 0 ? 0 : (__mmask16)((1u << n) - 1); }
@@ -146,39 +145,39 @@ static __mmask16 lanes_on(int n) { return n >= 16 ? 0xffff : n <= 0 ? 0 : (__mma
 /* Two tiles of rows, the pair `pair` of them, or the last one alone, and one block of outputs, whose piece of k is at w. */
 static void multiply(const struct call *c, int block, const char *w, int pair, struct fetch f)
 {
-    float sum[2 * TILE * LINEAR_BLOCK] __attribute__((aligned(64)));
-    int n = c->w->n, column = block * LINEAR_BLOCK, row = 2 * pair * TILE,
-        steps = (c->k1 - c->k0) / LINEAR_AMX_K;
-    int rows = c->n_rows - row < 2 * TILE ? c->n_rows - row : 2 * TILE;
+    float sum[2 * AMX_TILE * LINEAR_BLOCK] __attribute__((aligned(64)));
+    int n = c->w->n, column = block * LINEAR_BLOCK, row = 2 * pair * AMX_TILE,
+        steps = (c->k1 - c->k0) / AMX_STEP;
+    int rows = c->n_rows - row < 2 * AMX_TILE ? c->n_rows - row : 2 * AMX_TILE;
     float *y = c->y + (size_t)(c->row0 + row) * (size_t)n + (size_t)column;
-    __mmask16 on0 = lanes_on(n - column), on1 = lanes_on(n - column - TILE);
+    __mmask16 on0 = lanes_on(n - column), on1 = lanes_on(n - column - AMX_TILE);
     const char *x = c->packed + (size_t)(2 * pair) * c->tile_bytes;
     for (int r = 0; c->k0 > 0 && r < rows; r++) {
         const float *at = y + (size_t)r * (size_t)n;
         _mm512_store_ps(sum + r * LINEAR_BLOCK, _mm512_maskz_loadu_ps(on0, at));
-        _mm512_store_ps(sum + r * LINEAR_BLOCK + TILE, _mm512_maskz_loadu_ps(on1, at + TILE));
+        _mm512_store_ps(sum + r * LINEAR_BLOCK + AMX_TILE, _mm512_maskz_loadu_ps(on1, at + AMX_TILE));
     }
     AMX_STORED(sum);
     if (2 * pair + 1 < c->n_tiles) multiply_two(sum, c->k0 == 0, x, c->tile_bytes, w, steps, f);
-    else multiply_one(sum, c->k0 == 0, x, c->tile_rows * STEP_BYTES, w, steps, f);
+    else multiply_one(sum, c->k0 == 0, x, c->tile_rows * AMX_ROW_BYTES, w, steps, f);
     bool biased = c->bias && c->k1 == c->w->k;
     __m512 bias0 = _mm512_setzero_ps(), bias1 = bias0;
     if (biased) {
         bias0 = _mm512_maskz_loadu_ps(on0, c->bias + column);
-        bias1 = _mm512_maskz_loadu_ps(on1, c->bias + column + TILE);
+        bias1 = _mm512_maskz_loadu_ps(on1, c->bias + column + AMX_TILE);
     }
     for (int r = 0; r < rows; r++, y += n) {
         __m512 s0 = _mm512_load_ps(sum + r * LINEAR_BLOCK),
-               s1 = _mm512_load_ps(sum + r * LINEAR_BLOCK + TILE);
+               s1 = _mm512_load_ps(sum + r * LINEAR_BLOCK + AMX_TILE);
         _mm512_mask_storeu_ps(y, on0, biased ? _mm512_add_ps(s0, bias0) : s0);
-        _mm512_mask_storeu_ps(y + TILE, on1, biased ? _mm512_add_ps(s1, bias1) : s1);
+        _mm512_mask_storeu_ps(y + AMX_TILE, on1, biased ? _mm512_add_ps(s1, bias1) : s1);
     }
 }
 
 /* All rows of the band. */
 static void multiply_block(const struct call *c, int block)
 {
-    int pairs = (c->n_tiles + 1) / 2, steps = (c->k1 - c->k0) / LINEAR_AMX_K;
+    int pairs = (c->n_tiles + 1) / 2, steps = (c->k1 - c->k0) / AMX_STEP;
     size_t block_bytes = linear_block_bytes(DTYPE_BF16, c->w->k);
     const char *w = (const char *)c->w->data + (size_t)block * block_bytes + (size_t)c->k0 * LINEAR_BLOCK * 2;
     for (int pair = 0; pair < pairs; pair++) {
@@ -211,9 +210,9 @@ void linear_amx(struct device *d, float *y, const void *x, const struct matrix *
     for (int band = 0; band < bands; band++) {
         c.row0 = cpu_share(n_rows, band, bands);
         c.n_rows = cpu_share(n_rows, band + 1, bands) - c.row0;
-        c.tile_rows = c.n_rows < TILE ? c.n_rows : TILE;
+        c.tile_rows = c.n_rows < AMX_TILE ? c.n_rows : AMX_TILE;
         c.n_tiles = (c.n_rows + c.tile_rows - 1) / c.tile_rows;
-        int step = INPUTS / (c.n_tiles * c.tile_rows) / LINEAR_AMX_K * LINEAR_AMX_K;
+        int step = INPUTS / (c.n_tiles * c.tile_rows) / AMX_STEP * AMX_STEP;
         for (c.k0 = 0; c.k0 < w->k; c.k0 = c.k1) {
             c.k1 = w->k - c.k0 < step ? w->k : c.k0 + step;
             ASSERT((size_t)c.n_tiles * (size_t)c.tile_rows * (size_t)(c.k1 - c.k0) * 2 <=
