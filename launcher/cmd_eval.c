@@ -112,12 +112,11 @@ static void print_json(const struct session *s, const struct eval_request *q, co
         (json_int_t)r->exposure.pages_met, "kv_read_share", r->exposure.kv_read_share, "tokens_per_s",
         r->tokens_per_s, "prompt", q->n_prompt, "steps", q->n_steps, "ranks", s->world.size, "device",
         device_describe(s->model->device), "kv_dtype", dtype_name(s->model->dims.kv));
-    json_t *how =
-        json_pack("{s:f, s:i, s:i, s:f, s:s, s:i, s:i, s:s, s:i}", "kv_budget", p->kv_budget,
-                  "kv_budget_tokens", p->kv_budget_tokens, "dense_layers", p->dense_layers, "score_alpha",
-                  (double)p->score_alpha, "score_group", groups[p->score_group], "sink_pages", p->sink_pages,
-                  "page_size", s->model->dims.P, "summary", summaries[s->model->dims.summary], "threads",
-                  s->options->threads == OPTIONS_UNSET ? 0 : s->options->threads);
+    json_t *how = json_pack("{s:f, s:i, s:i, s:f, s:s, s:i, s:i, s:s, s:i}", "kv_budget", p->kv_budget,
+                            "kv_budget_tokens", p->kv_budget_tokens, "dense_layers", p->dense_layers,
+                            "score_alpha", (double)p->score_alpha, "score_group", groups[p->score_group],
+                            "sink_pages", p->sink_pages, "page_size", s->model->dims.P, "summary",
+                            summaries[s->model->dims.summary], "threads", s->threads);
     ASSERT(j && how);
     json_object_update(j, how);
     json_decref(how);

@@ -36,6 +36,11 @@ def test_policies_beside_each_other_are_those_alone(tiny, ids, tmp_path):
             assert (tmp_path / "together.npy").read_bytes() == (tmp_path / "alone.npy").read_bytes()
 
 
+def test_threads_are_those_of_the_device(tiny, ids):
+    found = cli.evaluate(tiny(**SHAPES["llama3-gqa"]), ids(320, 200), PROMPT, 1)
+    assert f", {found['threads']} thread" in found["device"]
+
+
 def test_greedy_policies_each_go_their_own_way(tiny, ids):
     folder, tokens = tiny(**SHAPES["llama3-gqa"]), ids(320, 200)
     run = dict(page_size=4, block_size=16, kv_dtype="f32", greedy=True)
