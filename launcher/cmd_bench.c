@@ -58,12 +58,12 @@ static void print_decode_head(const struct session *s)
 {
     printf("%s, %s, %d rank%s, %s KV, page %d\n\n", model_name(s->options), device_describe(s->model->device),
            s->world.size, s->world.size == 1 ? "" : "s", dtype_name(s->model->dims.kv), s->model->dims.P);
-    printf("| context | batch | policy | window | budget |      t/s | step ms |  10%% - 90%%      | floor ms "
-           "| floor/step "
-           "| exposure |\n"
-           "|--------:|------:|--------|-------:|-------:|---------:|--------:|------------------|---------:|"
-           "-----------:"
-           "|---------:|\n");
+    printf(
+        "| context | batch | policy    | window | budget |      t/s | step ms |  10%% - 90%%       | floor "
+        "ms "
+        "| floor/step | exposure |\n"
+        "|--------:|------:|-----------|-------:|-------:|---------:|--------:|------------------|---------:"
+        "|-----------:|---------:|\n");
     fflush(stdout);
 }
 
@@ -78,10 +78,12 @@ static void print_decode(const struct session *s, int context, int batch, const 
 {
     const struct policy *p = &s->policy;
     if (!s->options->json) {
-        printf(
-            "| %7d | %5d | %-6s | %6d | %6.3f | %8.2f | %7.3f | %7.3f - %6.3f | %8.3f | %10.2f | %8.2f |\n",
-            context, batch, policy_kind_name(p->kind), p->window, p->kv_budget, r->tokens_per_s, r->step_ms,
-            r->step_ms_low, r->step_ms_high, r->floor_ms, r->floor_ms / r->step_ms, r->exposure);
+        char budget[16]; /* a fraction, or whole tokens */
+        if (p->kv_budget_tokens > 0) snprintf(budget, sizeof budget, "%d", p->kv_budget_tokens);
+        else snprintf(budget, sizeof budget, "%.3f", p->kv_budget);
+        printf("| %7d | %5d | %-9s | %6d | %6s | %8.2f | %7.3f | %7.3f - %6.3f | %8.3f | %10.2f | %8.2f |\n",
+               context, batch, policy_kind_name(p->kind), p->window, budget, r->tokens_per_s, r->step_ms,
+               r->step_ms_low, r->step_ms_high, r->floor_ms, r->floor_ms / r->step_ms, r->exposure);
         fflush(stdout);
         return;
     }
@@ -233,11 +235,12 @@ static void bench_attentions(const struct session *s, const struct option_ints *
                 snprintf(what, sizeof what, "%s w=%d, %d x %d", policy_kind_name(p->kind), p->window,
                          batches->value[k], contexts->value[i]);
                 print_rate(s, "attention", what,
-                           json_pack("{s:s, s:i, s:f, s:i, s:i, s:i, s:f, s:f, s:f}", "policy",
+                           json_pack("{s:s, s:i, s:f, s:i, s:i, s:i, s:i, s:f, s:f, s:f}", "policy",
                                      policy_kind_name(p->kind), "window", p->window, "kv_budget",
-                                     p->kv_budget, "context", contexts->value[i], "batch", batches->value[k],
-                                     "rows", r.rows, "rank_bytes", r.rank_bytes, "rest_ms", r.rest_ms,
-                                     "rest_size", r.rest_size),
+                                     p->kv_budget, "kv_budget_tokens", p->kv_budget_tokens, "context",
+                                     contexts->value[i], "batch", batches->value[k], "rows", r.rows,
+                                     "rank_bytes", r.rank_bytes, "rest_ms", r.rest_ms, "rest_size",
+                                     r.rest_size),
                            &r.rate);
             }
 }
@@ -306,7 +309,7 @@ static enum status bench_sizes(const struct options *o, const struct comm_world 
     if (!buffer || !host) DIE(EXIT_CODE_MEMORY, "lower --sizes", "no memory for an all-reduce");
     if (w->rank == 0 && !o->json)
         printf("%s, %s\n\n"
-               "|     bytes |         us |       10%% - 90%%        |     GB/s | bus GB/s | sums  |\n"
+               "|     bytes |         us |       10%% - 90%%       |     GB/s | bus GB/s | sums  |\n"
                "|----------:|-----------:|-----------------------|---------:|---------:|-------|\n",
                device_describe(d), comm_describe(c));
     for (int i = 0; i < sizes->n; i++) {
@@ -333,7 +336,8 @@ int cmd_bench_allreduce(const struct options *o, const struct comm_world *w)
             status = status_fail(&why, STATUS_BAD_OPTION, "--sizes: %d is no whole number of float32",
                                  sizes.value[i]);
     if (status == STATUS_OK && o->tp != OPTIONS_UNSET && o->tp != w->size)
-        status = status_fail(&why, STATUS_BAD_OPTION, "--tp %d: %d ranks were started", o->tp, w->size);
+        status = status_fail(&why, STATUS_BAD_OPTION, "--tp %d: %d rank%s started; start with mpirun -n %d",
+                             o->tp, w->size, w->size == 1 ? " was" : "s were", o->tp);
     struct device_options options = {.n_threads = 1, .ordinal = w->node_rank};
     if (status == STATUS_OK) status = device_open(&d, (enum device_kind)o->device, &options, &why);
     if (status != STATUS_OK) return session_fail(w, status, &why);

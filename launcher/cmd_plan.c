@@ -114,11 +114,12 @@ static void print_cell_json(struct plan *p, int context, int batch, const struct
         json_array_append_new(ranks, memory_json(&one));
     }
     json_t *more = json_pack(
-        "{s:s, s:s, s:s, s:i, s:i, s:i, s:i, s:s, s:i, s:f, s:b, s:i, s:i, s:f, s:f, s:f, s:f}", "model",
+        "{s:s, s:s, s:s, s:i, s:i, s:i, s:i, s:s, s:i, s:f, s:i, s:b, s:i, s:i, s:f, s:f, s:f, s:f}", "model",
         p->o->model, "machine", p->machine.name, "link", p->machine.link, "tp", p->setup.n_ranks, "tp_max",
         plan_ranks_most(&p->files.arch), "context", context, "batch", batch, "policy",
-        policy_kind_name(q->kind), "window", q->window, "kv_budget", q->kv_budget, "fits", m.left >= 0,
-        "largest_context", p->machine.memory_bytes > 0 ? plan_context_most(&p->setup) : 0, "largest_batch",
+        policy_kind_name(q->kind), "window", q->window, "kv_budget", q->kv_budget, "kv_budget_tokens",
+        q->kv_budget_tokens, "fits", m.left >= 0, "largest_context",
+        p->machine.memory_bytes > 0 ? plan_context_most(&p->setup) : 0, "largest_batch",
         p->machine.memory_bytes > 0 ? plan_batch_most(&p->setup) : 0, "step_us", r.total_us, "tokens_per_s",
         r.tokens_per_s, "step_bytes", r.bytes, "step_flops", r.flops);
     ASSERT(j && more);
@@ -245,10 +246,15 @@ int cmd_plan(const struct options *o, const struct comm_world *w)
         device_close(p.setup.options.device);
         return session_fail(w, status, &why);
     }
-    if (!o->json)
-        printf("%s: %d rank%s of %s, link %s; %s weights, %s KV, page %d, budget %.3f\n", o->model,
+    if (!o->json) {
+        char budget[24];
+        if (o->kv_budget_tokens != OPTIONS_UNSET)
+            snprintf(budget, sizeof budget, "%d tokens", o->kv_budget_tokens);
+        else snprintf(budget, sizeof budget, "%.3f", o->kv_budget);
+        printf("%s: %d rank%s of %s, link %s; %s weights, %s KV, page %d, budget %s\n", o->model,
                p.setup.n_ranks, p.setup.n_ranks == 1 ? "" : "s", p.machine.name, p.machine.link,
-               dtype_name(p.files.arch.dtype), dtype_name(p.setup.options.kv), o->page_size, o->kv_budget);
+               dtype_name(p.files.arch.dtype), dtype_name(p.setup.options.kv), o->page_size, budget);
+    }
     for (int i = 0; i < p.contexts.n; i++)
         for (int k = 0; k < p.batches.n; k++) {
             int context = p.contexts.value[i], batch = p.batches.value[k];

@@ -81,7 +81,7 @@ def test_ranks(tiny, ranks):
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_kernels(tiny, ranks):
     lines = bench("kernels", "--model", tiny, "--random-weights", "--contexts", 500, "--rows", "1,7", "--repeat", 2,
-                  ranks=ranks)
+                  "--kv-budget-tokens", 60, ranks=ranks)
     assert lines[0]["test"] == "read" and lines[0]["gb_s"] > 0
     gemms = [x for x in lines if x["test"] == "gemm"]
     assert {(x["matrix"], x["rows"]) for x in gemms} == {
@@ -89,7 +89,7 @@ def test_kernels(tiny, ranks):
     }
     assert gemms[5]["bytes"] == pytest.approx(weights_and_logits(TINY, 0))
     attention = [x for x in lines if x["test"] == "attention"]
-    assert [x["policy"] for x in attention] == ["dense", "retro"]
+    assert [(x["policy"], x["kv_budget_tokens"]) for x in attention] == [("dense", 60), ("retro", 60)]
     for x in lines:
         assert x["ratio"] == pytest.approx(x["gb_s"] / x["read_gb_s"], rel=1e-4)
 
@@ -123,6 +123,9 @@ def test_the_table(tiny):
     words = ("bench", "decode", "--model", tiny, "--random-weights", "--contexts", 40, "--tokens", 2)
     rows = [x for x in cli.run_ok(*words).stdout.decode().splitlines() if x.startswith("|")]
     assert len(rows) == 3 and len({row.count("|") for row in rows}) == 1 and "floor" in rows[0]
+    words += ("--policy", "streaming", "--kv-budget-tokens", 16)
+    rows = [x for x in cli.run_ok(*words).stdout.decode().splitlines() if x.startswith("|")]
+    assert len({len(row) for row in rows}) == 1 and rows[2].split("|")[5].strip() == "16"
 
 
 def test_built_in_shape_is_the_folder():
@@ -144,7 +147,7 @@ def test_built_in_shape_is_the_folder():
         (["decode", "--lengths", "5"], "--lengths.*not an option of this command"),
         (["prefill", "--policy", "dense"], "--policy.*not an option of this command"),
         (["allreduce", "--sizes", "6"], "--sizes: 6"),
-        (["allreduce", "--tp", "2"], "--tp 2"),
+        (["allreduce", "--tp", "2"], "--tp 2: 1 rank was started; start with mpirun -n 2"),
         (["decode", "--tp", "2"], "--tp 2"),
         (["speed"], "decode, prefill, kernels, allreduce"),
     ],

@@ -74,6 +74,12 @@ def test_text_names_everything():
         assert word in text
 
 
+def test_a_budget_of_tokens_is_named():
+    words = ("--tp", 8, "--kv-budget-tokens", 2048)
+    assert [x["kv_budget_tokens"] for x in plan(*words)] == [2048] * 3
+    assert b"budget 2048 tokens" in cli.run_ok("plan", "--model", L70, *words).stdout
+
+
 def test_uneven_ranks_are_shown_apart():
     text = cli.run_ok("plan", "--model", SHAPES / "smollm2-135m", "--tp", 2).stdout.decode()
     assert "rank 0 " in text and "rank 1 " in text
