@@ -39,6 +39,13 @@ class Failed(Exception):
     """The program ended with an error; the text is its command and what it said."""
 
 
+def count(text):
+    """An option's number, from 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: expected a whole number from 1")
+    return int(text)
+
+
 def spell(policy, budget, *more):
     return " ".join([policy, "--kv-budget", budget, *more])
 
@@ -203,38 +210,64 @@ def texts(o):
 def parser():
     p = argparse.ArgumentParser(prog="fidelity")
     commands = p.add_subparsers(dest="command", required=True)
-    for name, function in (("texts", texts), ("run", run), ("task", study_task.run), ("report", study_report.report)):
-        c = commands.add_parser(name)
+    commands.add_parser("ideas", add_help=False, help="ideas that the program does not have, in NumPy")
+    for name, function, what in (
+        ("texts", texts, "fetch the study's texts and turn them into token ids"),
+        ("run", run, "measure what is not measured yet"),
+        ("task", study_task.run, "the same for the long-answer task"),
+        ("report", study_report.report, "tables and plots from the results"),
+    ):
+        c = commands.add_parser(name, help=what)
         c.set_defaults(function=function)
         c.add_argument("--results", type=Path, default=RESULTS, help="file of JSON lines")
         if name == "report":
             c.add_argument("--plots", type=Path, default=ROOT / "docs" / "plots", help="folder of the plots")
-            c.add_argument("--prompt", type=int, default=512)
-            c.add_argument("--steps", type=int, help="only results of this many steps")
+            c.add_argument("--prompt", type=count, default=512)
+            c.add_argument("--steps", type=count, help="only results of this many steps")
             continue
         c.add_argument("--model", type=Path, default=ROOT / "models" / "SmolLM2-135M-Instruct")
         c.add_argument("--retro", type=Path, default=ROOT / "build" / "retro", help="the program")
         c.add_argument("--texts", help="names, separated by commas; default: all")
-        c.add_argument("--threads", default="1", help="CPU threads of the program")
+        c.add_argument("--threads", type=count, default=1, help="CPU threads of the program")
         c.add_argument("--device", default="cpu", help="of the program: cpu or cuda")
-        c.add_argument("--jobs", type=int, default=1, help="programs that run side by side")
+        c.add_argument("--jobs", type=count, default=1, help="programs that run side by side")
         c.add_argument("--commit", help="what to record as the program's commit; default: this checkout's")
-        c.add_argument("--prompt", type=int, default=512, help="prompt tokens")
-        c.add_argument("--steps", type=int, default=1500, help="decode steps")
+        c.add_argument("--prompt", type=count, default=512, help="prompt tokens")
+        c.add_argument("--steps", type=count, default=1500, help="decode steps")
         c.add_argument("--probe", default="25", help="look at attention outputs every so many steps")
         c.add_argument("--sets", default=",".join(SETS), help=f"sets of policies: {', '.join(SETS)}")
-        c.add_argument("--seeds", type=int, default=4, help="task: how many texts")
+        c.add_argument("--seeds", type=count, default=4, help="task: how many texts")
         c.add_argument("--policy", action="append", help="a policy's options instead of the sets; may be repeated")
         c.add_argument("--settings", default="--page-size 16", help="the run's options beside --policy")
     return p
 
 
+def refuse(text):
+    print(f"fidelity: {text}", file=sys.stderr)
+    sys.exit(2)
+
+
+def need_model(folder):
+    if not (folder / "model.safetensors").is_file():
+        refuse(f"--model {folder}: holds no model.safetensors: run scripts/fetch-model")
+
+
+def need(o):
+    """Refuses what would fail only later."""
+    for one in o.sets.split(","):
+        if one not in SETS:
+            refuse(f"--sets {one}: there are {', '.join(SETS)}")
+    need_model(o.model)
+    if not os.access(o.retro, os.X_OK) or not o.retro.is_file():
+        refuse(f"--retro {o.retro}: no such program: run scripts/build")
+
+
 def main():
     o = parser().parse_args()
-    for one in getattr(o, "sets", "main").split(","):
-        if one not in SETS:
-            print(f"fidelity: --sets {one}: there are {', '.join(SETS)}", file=sys.stderr)
-            sys.exit(2)
+    if o.command == "ideas":
+        refuse("ideas: scripts/fidelity starts it")
+    if o.command != "report":
+        need(o)
     try:
         o.function(o)
     except study_texts.Missing as missing:

@@ -533,9 +533,9 @@ def parser():
     p.add_argument("--cache", type=Path, default=ROOT / "build" / "study" / "ideas", help="folder of the dense passes")
     p.add_argument("--texts", help="names, separated by commas; default: all")
     p.add_argument("--only", help="ideas or starts of names, separated by commas; default: all")
-    p.add_argument("--prompt", type=int, default=512, help="prompt tokens")
-    p.add_argument("--steps", type=int, default=300, help="decode steps")
-    p.add_argument("--jobs", type=int, default=1, help="processes side by side, one thread each")
+    p.add_argument("--prompt", type=study.count, default=512, help="prompt tokens")
+    p.add_argument("--steps", type=study.count, default=300, help="decode steps")
+    p.add_argument("--jobs", type=study.count, default=1, help="processes side by side, one thread each")
     p.add_argument("--report", action="store_true", help="print the table of the results instead of measuring")
     p.add_argument("--commit", help="what to record as the commit; default: this checkout's")
     return p
@@ -545,6 +545,7 @@ def main():
     o = parser().parse_args()
     if o.report:
         return report(o)
+    study.need_model(o.model)
     try:
         facts = dict(model_sha=study.model_hash(o.model), prompt=o.prompt, steps=o.steps, machine=study.machine(),
                      commit=o.commit or study.commit())

@@ -16,7 +16,7 @@ DRAWS = 10_000
 
 
 def read(o):
-    found = [json.loads(line) for line in o.results.read_text().splitlines() if line.strip()]
+    found = [json.loads(line) for line in o.results.read_text().splitlines() if line.strip()] if o.results.exists() else []
     return [r for r in found if o.steps in (None, r["steps"])]
 
 

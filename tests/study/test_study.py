@@ -1,6 +1,7 @@
 """The fidelity study's scripts: what is measured once, what the report makes of it. The program is a stand-in."""
 
 import json
+import subprocess
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -45,6 +46,25 @@ def options(tmp_path, monkeypatch):
     monkeypatch.setattr(study_texts, "CACHE", tmp_path)
     return Namespace(retro=retro, model=tmp_path, results=tmp_path / "r.jsonl", texts="mark,policy", threads="1",
                      device="cpu", jobs=2, commit="c", prompt=512, steps=1000, probe="25", sets="main", policy=None, settings=None, log=log)
+
+
+@pytest.mark.parametrize("words, code, said", [
+    (["run", "--jobs", "0"], 2, "--jobs: 0: expected a whole number from 1"),
+    (["run", "--steps", "x"], 2, "--steps: x: expected a whole number from 1"),
+    (["task", "--seeds", "0"], 2, "--seeds: 0"),
+    (["run", "--sets", "nope"], 2, "--sets nope: there are main"),
+    (["run", "--model", "/nowhere"], 2, "--model /nowhere: holds no model.safetensors: run scripts/fetch-model"),
+    (["task", "--retro", "/nowhere"], 2, "--retro /nowhere: no such program: run scripts/build"),
+    (["report", "--results", "/nowhere"], 1, "/nowhere: no results"),
+    (["ideas", "--jobs", "0"], 2, "--jobs: 0"),
+    (["ideas", "--model", "/nowhere"], 2, "--model /nowhere: holds no model.safetensors"),
+    ([], 2, "texts,run,task"),
+    (["--help"], 0, "in NumPy"),
+])
+def test_refusals(options, words, code, said):
+    here = ["--model", options.model, "--retro", options.retro] if words[:1] in (["run"], ["task"]) else []
+    done = subprocess.run(list(map(str, [ROOT / "scripts" / "fidelity", *words[:1], *here, *words[1:]])), capture_output=True, text=True)
+    assert done.returncode == code and said in done.stdout + done.stderr and "Traceback" not in done.stderr
 
 
 def test_a_cell_is_measured_once(options):
