@@ -29,6 +29,7 @@ import hashlib
 import json
 import math
 import multiprocessing
+import signal
 import sys
 import time
 from pathlib import Path
@@ -556,7 +557,8 @@ def main():
     except (study_texts.Missing, ValueError, OSError) as error:
         sys.exit(f"fidelity ideas: {error}")
     start = time.perf_counter()
-    with multiprocessing.get_context("fork").Pool(o.jobs) as pool:
+    # Ctrl-C is for the parent: it ends the others.
+    with multiprocessing.get_context("fork").Pool(o.jobs, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
         list(pool.imap_unordered(work, [("prepare", t, None) for t in sorted({t for t, _ in groups})]))
         print(f"{time.perf_counter() - start:.0f} s: dense passes are there", flush=True)
         for text, results in pool.imap_unordered(work, [("measure", *g) for g in groups]):
@@ -567,4 +569,7 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(75)
