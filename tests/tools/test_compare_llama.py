@@ -123,7 +123,12 @@ def test_cells_are_measured_in_turn_and_once(sides, capsys):
     assert line["ratio"] == 34 / 13 and line["retro_all"] == [32, 34] and line["llama_all"] == [11, 13]
     assert len(sides("run", "1b-decode-8192-retro")) == 4  # done: nothing more is asked
     assert len(sides("run", "135m-prefill-512", "--rounds", "1")) == 6
+    with open(sides.results, "a") as f:  # another commit's: run would measure it again
+        f.write(json.dumps({**line, "cell": "1b-decode-0", "commit": "b"}) + "\n")
     capsys.readouterr()
+    sides("cells")
+    assert {x for x in capsys.readouterr().out.splitlines() if "*" in x} == {"1b-decode-8192-retro *", "135m-prefill-512 *"}
+    sides.results.write_text("".join(sides.results.read_text().splitlines(keepends=True)[:2]))
     sides("table")
     rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| 1")]
     assert [r[0] for r in rows] == ["| 1b-decode-8192", "| 135m-prefill-512"]
