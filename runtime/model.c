@@ -291,7 +291,7 @@ void model_fill(struct model *m, const struct batch *b, const float *random)
 /* Runs an op and says so first, for the one who asks what a rank that hangs was doing. */
 #define RUN(name, ...) (progress_op(#name), op->name(__VA_ARGS__))
 
-/* ALGORITHM.md, "One decode step", for all rows of the batch at once. In the last layer, once keys and values are
+/* docs/algorithm.md, "One decode step", for all rows of the batch at once. In the last layer, once keys and values are
  * stored and the output cache is up to date, only rows whose logits are wanted go on. */
 void model_forward(struct model *m, const struct batch *b)
 {
@@ -315,7 +315,7 @@ void model_forward(struct model *m, const struct batch *b)
         struct kv_layer kv = model_layer(m, l);
         RUN(add_norm, d, m->h, m->x, delta, lw->attn_norm, T, dims); /* h (T,D) */
         RUN(linear, d, m->qkv, m->h, &lw->qkv, lw->qkv_bias, T);     /* qkv (T,(Qr+2Kr)*E) */
-        /* Step 1 of ALGORITHM.md: q; K, V and bounds of every row. */
+        /* Step 1 of docs/algorithm.md: q; K, V and summaries of every row. */
         RUN(rope_store, d, m->q, m->qkv, m->rope, lw->q_norm, lw->k_norm, &kv, b, dims);
         if (b->n_decode > 0) {
             RUN(select, d, m->pages, m->page_count, m->q, &kv, b, m->select_scratch, dims); /* step 2 */

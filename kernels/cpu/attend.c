@@ -1,4 +1,4 @@
-/* attend.c - decode attention over the chosen pages: ALGORITHM.md steps 3 and 4 up to the merge.
+/* attend.c - decode attention over the chosen pages: docs/algorithm.md steps 3 and 4 up to the merge.
  *
  *   part(row, split, h) = (m, sum_t e^(s_t - m), sum_t e^(s_t - m) v_t),  s_t = q_h . k_t * attention_scale
  *

@@ -1,4 +1,4 @@
-/* merge.cu - parts into outputs, revised outputs into the cache, the mask and the counters: ALGORITHM.md
+/* merge.cu - parts into outputs, revised outputs into the cache, the mask and the counters: docs/algorithm.md
  * steps 4 and 5.
  *
  *   a row's parts:   m = max_s m_s,  l = sum_s e^(m_s - m) l_s,

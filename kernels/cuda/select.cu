@@ -1,4 +1,4 @@
-/* select.cu - which pages the new row reads: ALGORITHM.md step 2.
+/* select.cu - which pages the new row reads: docs/algorithm.md step 2.
  *
  *   score_jh = (q_h . c_j + alpha |q_h| . u_j) * attention_scale,   c = (max + min) / 2,  u = (max - min) / 2
  *            = q' . (min_j | max_j),

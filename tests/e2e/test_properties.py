@@ -1,4 +1,4 @@
-"""ALGORITHM.md "What must hold", through the program, on tiny random models of odd shapes. Bits are compared as bytes."""
+"""What must hold of docs/algorithm.md, through the program, on tiny random models of odd shapes. Bits are compared as bytes."""
 
 import numpy as np
 import pytest

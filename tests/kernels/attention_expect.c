@@ -205,7 +205,7 @@ static double score_of_codes(const struct world *w, const struct decode_span *s,
     return (x * scale[0] + (double)s->alpha * y * scale[1]) * (double)step;
 }
 
-/* Group scores of pages [first,first+n), as ALGORITHM.md has them, from the keys themselves or, where
+/* Group scores of pages [first,first+n), as docs/algorithm.md has them, from the keys themselves or, where
  * summaries have codes, from these. */
 static void page_scores(const struct world *w, double *score, const struct decode_span *s, int kv_head,
                         int first, int n)

@@ -1,5 +1,5 @@
 /* attention_world.h - a paged cache with sequences in it, steps of random rows, and what the attention ops
- * must do to them, written in double precision from ALGORITHM.md.
+ * must do to them, written in double precision from docs/algorithm.md.
  *
  * A test adds spans to a step and runs it. Every op is then compared with the reference, every element; and
  * memory that the op must not touch (other slots, unwritten slots full of NaN, space behind every output) is

@@ -20,7 +20,7 @@ def attend(q, k, v, visible):
 
 
 def merge(o, lse, o_sup, lse_sup):
-    """Two attention results over disjoint key sets -> the result over their union (ALGORITHM.md, step 4)."""
+    """Two attention results over disjoint key sets -> the result over their union (docs/algorithm.md, step 4)."""
     m = np.maximum(lse, lse_sup)
     a, c = np.exp(lse - m), np.exp(lse_sup - m)
     return (a[:, None] * o + c[:, None] * o_sup) / (a + c)[:, None], m + np.log(a + c)

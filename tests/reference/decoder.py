@@ -1,4 +1,4 @@
-"""One sequence: dense prefill, then decode steps with dense, Quest or Retro attention (ALGORITHM.md).
+"""One sequence: dense prefill, then decode steps with dense, Quest or Retro attention (docs/algorithm.md).
 
 What is kept per layer: its pages, and for the last w-1 queries the output cache {position: (O, lse)}.
 Layers below `dense_layers` are computed for the new row only: their rows of older tokens cannot change, so
@@ -161,7 +161,7 @@ class Decoder:
         return o
 
     def sparse_attention(self, i, q, rows):
-        """Steps 2 to 5 of ALGORITHM.md for one layer.  q (rows, H, E), newest row last -> O (rows, H, E)."""
+        """Steps 2 to 5 of docs/algorithm.md for one layer.  q (rows, H, E), newest row last -> O (rows, H, E)."""
         c, layer, p = self.model.config, self.layers[i], rows[-1]
         o = np.empty_like(q)
         lse = np.empty(q.shape[:2], q.dtype)

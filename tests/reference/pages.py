@@ -1,4 +1,4 @@
-"""KV pages of one layer, their exact bounds, and the choice of pages (ALGORITHM.md, steps 1 and 2).
+"""KV pages of one layer, their exact bounds, and the choice of pages (docs/algorithm.md, steps 1 and 2).
 
 Page j holds positions j*P .. j*P+P-1.  Nothing is ever evicted.  Slots that were never written hold NaN,
 so that an unmasked read shows.  Invariant: low and high are the element-wise min and max of the keys that

@@ -1,4 +1,4 @@
-"""ALGORITHM.md, "What must hold", on tiny random models.
+"""What must hold of docs/algorithm.md, on tiny random models.
 
 The heart is `Definition`: the algorithm written a second time straight from its definition, with sets of
 pages in place of last_loaded, unnormalised float64 sums in place of log-sum-exp merges, every layer

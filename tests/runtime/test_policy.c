@@ -1,4 +1,4 @@
-/* test_policy.c - how many pages, which rows: against ALGORITHM.md in exact integers, and counted by hand.
+/* test_policy.c - how many pages, which rows: against docs/algorithm.md in exact integers, and counted by hand.
  *
  * k = max(3, ceil(b * pages)); the rows of a step are max(first, p-w+1) .. p; all pages are read while k >=
  * pages. */

@@ -2,7 +2,7 @@
  * them.
  *
  * Beside the plans stands what the ranks would know: the block table of each slot, the position up to which
- * each sequence was fed. Every plan is checked row by row against ALGORITHM.md's rows and against that
+ * each sequence was fed. Every plan is checked row by row against docs/algorithm.md's rows and against that
  * knowledge. */
 #include <setjmp.h>
 #include <stdarg.h>
