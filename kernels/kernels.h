@@ -77,7 +77,7 @@ struct dims {
     int max_rows;   /* T at most */
     int max_spans;  /* decode spans in a step at most */
     int max_out;    /* rows with logits at most */
-    enum dtype act; /* what GEMMs read: f32 on the CPU (bf16 to mimic CUDA), the weights' type on CUDA */
+    enum dtype act; /* what GEMMs read: f32 or bf16 on the CPU (--act-dtype), the weights' type on CUDA */
     enum dtype kv;
     enum summary_type summary;
     float norm_eps, attention_scale; /* 1/sqrt(E) */

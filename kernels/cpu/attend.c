@@ -24,7 +24,7 @@
 #include "kernels/cpu/cpu.h"
 #include "runtime/base/die.h"
 
-enum { MAX_CHUNK = 256 };
+enum { MAX_CHUNK = CHUNK_TOKENS };
 
 struct attend {
     const struct tile *tile;

@@ -2,7 +2,8 @@
  *
  * The ops (declared below with the op table's signatures) decide what is read: spans, splits, masks, merging.
  * They are written once. What touches many numbers is a *tile primitive*, and exists three times: tile.c (the
- * naive formula), tile_avx2.c and tile_avx512.c (one text, tile_simd.h). `struct tile` is the table of them.
+ * naive formula), tile_avx2.c and tile_avx512.c (one text, tile_simd.h). `struct tile` is the table of them. With AMX a
+ * prompt's products are those of `struct prompt_tiles`; all else is AVX-512's.
  *
  * A tile is TILE_COLS rows of the cache (tokens, or page summaries), given by pointers, so that small pages
  * gather as well as large ones. Rows that must not be read point to tile_zero_row.
@@ -13,8 +14,7 @@
  * in that order.
  *  2. values() adds rows in ascending order to each output element, one chain. A row with weight 0 changes no
  * bit.
- * Primitives of different instruction sets differ in
- * rounding. */
+ * Primitives of different instruction sets differ in rounding. */
 #ifndef RETRO_KERNELS_CPU_ATTENTION_H
 #define RETRO_KERNELS_CPU_ATTENTION_H
 
@@ -124,6 +124,8 @@ static inline float tile_move(float *ml, float m)
 }
 
 extern const struct tile tile_portable, tile_avx2, tile_avx512;
+
+/* Bytes from one page's codes to the next one's in a run (dims.summary_stride). */
 static inline size_t tile_code_stride(const struct tile_codes *q)
 {
     return (size_t)(q->type == SUMMARY_Q8 ? 2 * q->E : q->E);

@@ -62,9 +62,7 @@ static bool has_f16c(void)
     unsigned a, b, c, d;
     return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
 }
-#endif
 
-#if defined(__x86_64__)
 /* Tiles of bf16, and the kernel's leave to use their registers, which a process has to ask for. */
 static bool has_amx(void)
 {

@@ -14,7 +14,7 @@
  *
  * Products of bf16 by bf16 in pairs (vdpbf16ps) are another chain of the same kind: two products a step, rounded as
  * the instruction does it, subnormal numbers taken for 0. A device uses them for bf16 activations and weights with
- * even k where they are the faster ones, then for every row count. */
+ * even k where they are the faster ones, then for every row count. Products by AMX (linear_amx.c) are a third. */
 #ifndef RETRO_KERNELS_CPU_LINEAR_H
 #define RETRO_KERNELS_CPU_LINEAR_H
 

@@ -6,7 +6,7 @@
  * Waiting. A waiting thread spins for a while, because the next piece of work is usually microseconds away,
  * and then sleeps on a futex, because a thread that spins on a core that somebody else needs (a rank beside
  * us, a stranger) stops the very thread it waits for. Each waiter learns how long to spin: spinning that paid
- * doubles its limit, spinning that ended in sleep halves it.
+ * doubles its limit, and so does a sleep so short that spinning would have paid; a longer one halves it.
  *
  * States of a worker: asleep or spinning on `epoch` -> running (epoch changed) -> counted out of `running` ->
  * waiting. Invariants: `running` is 0 outside threads_run(); everything written before threads_run() is seen
