@@ -110,7 +110,7 @@ static void read_policy(struct api_parse *p, const json_t *v)
             to->kind = (enum policy_kind)k;
             return;
         }
-    api_fail(p, "attention", "attention.policy: dense, quest or retro is needed");
+    api_fail(p, "attention", "attention.policy: dense, quest, retro or streaming is needed");
 }
 
 void api_read_attention(struct api_parse *p, const json_t *v)

@@ -121,6 +121,13 @@ def test_refused_by_name(tiny, endpoint, fields, name):
     assert name.split(".")[0] in answer["error"]["message"]
 
 
+def test_a_refused_policy_names_those_that_are_taken(tiny):
+    ask = lambda policy: tiny.post("/v1/chat/completions", {**CHAT, "attention": {"policy": policy}})  # noqa: E731
+    message = ask("full")[1]["error"]["message"]
+    for policy in ("dense", "quest", "retro", "streaming"):
+        assert policy in message and ask(policy)[0] == 200
+
+
 HONOURED = [
     ("chat", {k: None for k in ("n", "stop", "tools", "seed", "response_format", "attention", "logprobs", "store")}),
     ("chat", {"tools": [], "tool_choice": "none", "store": False, "metadata": {}, "service_tier": "auto",
