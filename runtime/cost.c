@@ -34,10 +34,16 @@ static struct reads reads_of(const struct decode_span *span, int layer, bool sli
     int first = page_first_visible(span->position, slides ? sliding_window : 0, m->P);
     int candidates = span->position / m->P - first + 1, n = span->n_select[slides];
     bool sparse = layer >= span->dense_layers && n > 0 && n < candidates;
-    /* The newest page is always read. Where a sliding window cuts the oldest page, a sparse layer may or may not
-     * have chosen that one: counted as not. */
+    /* The newest page is always read, and so are the sink pages, if need be beyond the budget. */
+    int sinks = span->n_sink - first < 0 ? 0 : span->n_sink - first;
+    if (sinks > candidates - 1) sinks = candidates - 1;
+    if (n < sinks + 1) n = sinks + 1;
+    /* Where a sliding window cuts the oldest page, a sparse layer may or may not have chosen that one, unless it is a sink
+     * page: counted as not. */
     int oldest = slides && span->position >= sliding_window ? span->position - sliding_window + 1 : 0;
-    double keys = sparse ? (double)(n - 1) * m->P + span->position % m->P + 1 : span->position - oldest + 1;
+    int cut = sinks > 0 ? oldest - first * m->P : 0;
+    double keys =
+        sparse ? (double)(n - 1) * m->P + span->position % m->P + 1 - cut : span->position - oldest + 1;
     return (struct reads){.keys = keys,
                           .summaries = sparse && span->group != SCORE_GROUP_RECENT ? candidates : 0,
                           .sparse = sparse};

@@ -139,6 +139,8 @@ static void test_cost_is_what_the_ops_counted(void **state)
                                    .score_group = SCORE_GROUP_SOFTMAX,
                                    .sink_pages = 1};
                 check_policy(&w, &p, contexts[i]);
+                p.sink_pages = 40; /* more than the budget, and at first all there are */
+                check_policy(&w, &p, contexts[i]);
             }
         close_world(&w);
     }
