@@ -115,9 +115,9 @@ static enum status prepare(const struct options *o, struct bench_load *l, struct
         .ignore_eos = o->ignore_eos,
         .timeout_s = o->request_timeout,
     };
-    size_t n = strlen(o->url);
-    bool http = strncmp(o->url, "http://", 7) == 0 || strncmp(o->url, "https://", 8) == 0;
-    if (!http || n > 1024 || o->url[n - 1] == '/')
+    size_t scheme = strncmp(o->url, "http://", 7) == 0 ? 7 : strncmp(o->url, "https://", 8) == 0 ? 8 : 0;
+    const char *host = o->url + scheme;
+    if (scheme == 0 || strlen(o->url) > 1024 || *host == '\0' || strpbrk(host, "/?#"))
         return status_fail(why, STATUS_BAD_OPTION, "--url %.100s: expected http://host:port, without a path",
                            o->url);
     if (o->api_key.n_items > 1) return status_fail(why, STATUS_BAD_OPTION, "--api-key: a client has one");

@@ -93,10 +93,10 @@ def test_refused(words, said):
     assert done.returncode == 2 and said in done.stderr.decode() and len(done.stderr.decode().splitlines()) == 1
 
 
-@pytest.mark.parametrize("url", ["127.0.0.1:8000", "http://127.0.0.1:8000/", "ftp://x"])
+@pytest.mark.parametrize("url", ["127.0.0.1:8000", "http://127.0.0.1:8000/", "http://127.0.0.1:8000/v1", "http://", "ftp://x"])
 def test_url_refused(url):
     done = bench(url)
-    assert done.returncode == 2 and "--url" in done.stderr.decode()
+    assert done.returncode == 2 and f"--url {url}: expected http://host:port" in done.stderr.decode()
 
 
 class Scripted(http.server.BaseHTTPRequestHandler):
