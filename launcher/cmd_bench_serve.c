@@ -11,11 +11,11 @@
 
 enum { TOKENS_MAX = 1 << 24, CONCURRENCY_MAX = 1 << 16 };
 
-static void print_json(const struct bench_load *l, const char *model, const struct bench_served *r)
+static void print_json(const struct bench_load *l, const char *model, int seed, const struct bench_served *r)
 {
-    json_t *j = json_pack("{s:s, s:s, s:s, s:i, s:i, s:b, s:I}", "test", "serve", "url", l->url, "model_id",
+    json_t *j = json_pack("{s:s, s:s, s:s, s:i, s:i, s:b, s:i}", "test", "serve", "url", l->url, "model_id",
                           model, "num_prompts", l->n_requests, "max_concurrency", l->concurrency,
-                          "ignore_eos", l->ignore_eos, "seed", (json_int_t)l->seed);
+                          "ignore_eos", l->ignore_eos, "seed", seed);
     ASSERT(j);
     json_object_set_new(j, "request_rate", l->rate > 0 ? json_real(l->rate) : json_string("inf"));
     json_t *sums = json_pack("{s:f, s:i, s:i, s:I, s:I, s:f, s:f, s:f}", "duration", r->duration_s,
@@ -93,7 +93,7 @@ static void run(struct bench_target *t, const struct options *o, struct bench_lo
     if (!q) DIE(EXIT_CODE_MEMORY, "lower --requests", "no memory for %d requests", l->n_requests);
     bench_serve_run(t, l, q, &duration_s);
     bench_served_sum(&r, l, q, l->n_requests, duration_s);
-    if (o->json) print_json(l, bench_target_model(t), &r);
+    if (o->json) print_json(l, bench_target_model(t), o->seed, &r);
     else print_rows(l, &r);
     fflush(stdout);
     for (int i = 0; i < r.n_errors; i++)

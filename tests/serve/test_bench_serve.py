@@ -25,10 +25,11 @@ def lines(done):
 def test_counts_are_the_servers(tiny):
     before = tiny.idle()
     one, two = lines(bench(tiny.url, "--requests", 6, "--concurrency", "1,3", "--input-tokens", "5..40",
-                           "--output-tokens", 9, "--ignore-eos", "--goodput", "ttft:60000 e2el:0.001"))
+                           "--output-tokens", 9, "--ignore-eos", "--seed", 5, "--goodput", "ttft:60000 e2el:0.001"))
     after = tiny.idle()
     for r, streams in ((one, 1), (two, 3)):
         assert (r["completed"], r["failed"], r["max_concurrency"], r["errors"]) == (6, 0, streams, {})
+        assert r["seed"] == 5
         assert r["total_output_tokens"] == 54 and 30 <= r["total_input_tokens"] <= 240
         assert (r["model_id"], r["request_rate"], r["request_goodput"]) == ("m", "inf", 0)
         assert r["request_throughput"] == pytest.approx(6 / r["duration"], rel=1e-6)
