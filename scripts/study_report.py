@@ -91,6 +91,7 @@ def plot(o, policies, steps):
     import matplotlib
 
     matplotlib.use("Agg")
+    matplotlib.rcParams["svg.hashsalt"] = "retro"  # else names inside the file are random
     import matplotlib.pyplot as plt
 
     o.plots.mkdir(parents=True, exist_ok=True)

@@ -103,7 +103,9 @@ def test_report_compares_over_the_same_texts(tmp_path, capsys):
     row = next(line for line in out.splitlines() if "preset paper" in line).split("|")
     low, high = (float(x) for x in row[4].split("(")[1].rstrip(") ").split(" to "))
     assert row[4].strip().startswith("0.4000") and 0.2 <= low < 0.3 and 0.5 < high <= 0.6
-    assert (tmp_path / "fidelity-500.svg").stat().st_size > 1000
+    plot = (tmp_path / "fidelity-500.svg").read_bytes()
+    study_report.report(Namespace(results=path, steps=None, plots=tmp_path))
+    assert len(plot) > 1000 and plot == (tmp_path / "fidelity-500.svg").read_bytes()
 
 
 def test_task_asks_what_the_prompt_tells():
