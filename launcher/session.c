@@ -134,6 +134,20 @@ static enum dtype common_act(const struct session *s)
     return least == most ? (enum dtype)act : DTYPE_F32;
 }
 
+/* The options that say how many tokens there are. */
+static const char *size_flags(int command)
+{
+    switch (command) {
+    case CMD_GENERATE: return "--max-context or --max-tokens";
+    case CMD_EVAL: return "--prompt or --steps";
+    case CMD_CHECK: return "--prompt";
+    case CMD_BENCH_DECODE:
+    case CMD_BENCH_KERNELS: return "--contexts or --batches";
+    case CMD_BENCH_PREFILL: return "--lengths";
+    default: return "--max-context or --max-seqs";
+    }
+}
+
 /* The device of --device, with what the options wrap around it. */
 static enum status open_device(struct session *s, enum dtype act, struct device **out, struct reason *why)
 {
@@ -211,6 +225,7 @@ enum status session_load(struct session *s, int context, int n_slots, struct rea
         .graphs = o->cuda_graphs == 0,
         .progress = s->world.rank == 0,
         .node_ranks = o->device == DEVICE_CUDA ? 1 : s->world.node_size, /* a GPU is of one rank alone */
+        .size_flags = size_flags(o->command),
     };
     progress_enter(PROGRESS_DEVICE);
     comm_phase(s->whole, "opening the device");

@@ -2,6 +2,7 @@
 
 #include <limits.h>
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -140,20 +141,25 @@ static enum status check_fit(struct model *m, const struct model_options *o, str
     comm_min_i64(m->comm, &least, 1);
     if (least >= 0) return STATUS_OK;
     double gib = 1.0 / (1 << 30);
-    int64_t over_tokens = -least / (m->plan.kv_bytes / ((int64_t)m->dims.n_blocks * m->dims.B) + 1) + 1;
+    int64_t tokens = (int64_t)m->dims.n_blocks * m->dims.B,
+            over = -least / (m->plan.kv_bytes / tokens + 1) + 1;
     if (slack >= 0)
         return status_fail(why, STATUS_NO_FIT,
                            "another rank needs %.2f GiB more than its host has free: lower "
-                           "--max-context, or start more ranks",
-                           (double)-least * gib);
-    return status_fail(
-        why, STATUS_NO_FIT,
-        "needs %.2f GiB on a rank (weights %.2f, KV %.2f for %lld tokens, scratch %.2f) and %.2f of "
-        "swap space, %.2f GiB free: take %lld tokens off --max-context or --max-seqs, or start more ranks",
-        (double)m->plan.total_bytes * gib, (double)m->plan.weights_bytes * gib,
-        (double)m->plan.kv_bytes * gib, (long long)m->dims.n_blocks * m->dims.B,
-        (double)(m->plan.scratch_bytes + m->plan.slots_bytes) * gib, (double)o->swap_bytes * gib,
-        (double)(slack + m->plan.total_bytes) * gib, (long long)over_tokens);
+                           "%s, or start more ranks",
+                           (double)-least * gib, o->size_flags);
+    char fewer[128] = ""; /* where the weights alone are too much, more ranks are all that helps */
+    if (over < tokens)
+        snprintf(fewer, sizeof fewer, "take %lld tokens off %s, or ", (long long)over, o->size_flags);
+    else if (m->plan.weights_bytes < slack + m->plan.total_bytes)
+        snprintf(fewer, sizeof fewer, "lower %s, or ", o->size_flags);
+    return status_fail(why, STATUS_NO_FIT,
+                       "needs %.2f GiB on a rank (weights %.2f, KV %.2f for %lld tokens, scratch %.2f) and "
+                       "%.2f of swap space, %.2f GiB free: %sstart more ranks",
+                       (double)m->plan.total_bytes * gib, (double)m->plan.weights_bytes * gib,
+                       (double)m->plan.kv_bytes * gib, (long long)tokens,
+                       (double)(m->plan.scratch_bytes + m->plan.slots_bytes) * gib,
+                       (double)o->swap_bytes * gib, (double)(slack + m->plan.total_bytes) * gib, fewer);
 }
 
 /* How many records the swap space of every rank holds: the tightest rank decides, so that rank 0 can name

@@ -44,6 +44,7 @@ struct model_options {
     bool graphs;               /* replay decode steps, where the device can */
     bool progress;             /* tell how loading goes */
     int node_ranks;            /* ranks that share this host's memory */
+    const char *size_flags;    /* what a refusal for memory says to lower, "--contexts or --batches" */
 };
 
 struct model {

@@ -138,6 +138,15 @@ def test_built_in_shape_is_the_folder():
     assert lines[0] == lines[1] and "weights 1.94" in lines[0]
 
 
+def test_what_does_not_fit_names_options_that_help(tiny):
+    for command in ("decode", "kernels"):
+        words = ("bench", command, "--contexts", 16000000, "--batches", 4096, "--model", tiny, "--random-weights")
+        cli.one_line(cli.run(*words), 4, "(take [0-9]+ tokens off|lower) --contexts or --batches, or start more ranks")
+    # No context is short enough for weights of 141 GB.
+    words = ("bench", "prefill", "--model", SHAPES / "llama-3.1-70b", "--random-weights", "--lengths", 8)
+    cli.one_line(cli.run(*words), 4, "GiB free: start more ranks")
+
+
 @pytest.mark.parametrize(
     "words, pattern",
     [
