@@ -4,8 +4,8 @@
  * of 16 outputs side by side. Inputs are packed so that a tile's rows follow each other. The sums of two tiles of rows and
  * one block of outputs (32 x 32) stay in registers over all of k, or over as much of it as is packed at once.
  *
- * A core multiplies 16 times as fast as with AVX-512 (2.8 TFLOP/s on Emerald Rapids), so what counts is where operands come
- * from: the packed inputs of a band (INPUTS at most) and a block's weights from the second-level cache, into which the
+ * A core multiplies 16 times as fast as with AVX-512 (2.3 to 2.5 TFLOP/s on Emerald Rapids), so what counts is where operands
+ * come from: the packed inputs of a band (INPUTS at most) and a block's weights from the second-level cache, into which the
  * weights of the next block are fetched meanwhile. Few rows stream the weights from memory.
  *
  * Invariant: an output is a chain over k in steps of 32 inputs, each as tdpbf16ps rounds it; rows are independent of
