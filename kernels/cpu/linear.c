@@ -51,7 +51,8 @@ struct call {
     size_t block_bytes;
 };
 
-static void tile_portable(const struct linear_tile *t, enum dtype dtype)
+static inline __attribute__((always_inline)) void tile_portable(const struct linear_tile *t,
+                                                                const enum dtype dtype)
 {
     float sum[PORTABLE_ROWS][LINEAR_BLOCK] = {{0}}, w[LINEAR_BLOCK];
     for (int r = 0; r < t->rows && !t->first; r++)

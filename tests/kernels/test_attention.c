@@ -15,6 +15,7 @@
 
 #include "attention_bench.h"
 #include "attention_world.h"
+#include "sample.h"
 #include "staged.h"
 
 /* Odd shapes: uneven heads, replicated kv heads (Hr < Qr), heads that split a group, every page size. */
@@ -286,6 +287,7 @@ static void check_steps(enum cpu_isa isa)
     for (int i = 0; i < N_SHAPES; i++) {
         struct world w;
         struct world_config c = shapes[i];
+        if (!in_sample(i + (int)isa)) continue;
         c.isa = isa;
         c.seed = (uint64_t)i + 1;
         c.n_threads = 1 + i % 3;
@@ -524,6 +526,7 @@ static void check_bits(enum cpu_isa isa)
         if (!staged_cuda && c.W * c.G > 64) continue; /* nothing new on a CPU */
         if (c.act != DTYPE_F32) c.act = DTYPE_F32;
         if (c.C < 256 || c.n_slots < 2) continue;
+        if (!in_sample(i + (int)isa)) continue;
         c.isa = isa;
         c.seed = 11;
         c.n_threads = 1;
