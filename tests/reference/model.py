@@ -107,5 +107,5 @@ class Model:
 
 
 def linear(x, weight, bias):
-    y = x @ weight.T
+    y = (weight @ x.T).T  # in this order BLAS takes half the time for few rows
     return y if bias is None else y + bias

@@ -1,9 +1,9 @@
 # lib.sh - what every suite starts with: . "$(dirname "$0")/lib.sh"
 #
-# A suite counts with pass, fail, skip, check, count_ctest and count_pytest, and its exit trap prints the line that
-# scripts/test adds up, `NAME: N passed, N failed[, N skipped]`. Counts come from what the tests themselves report
-# (cmocka, pytest), never from an exit code alone; a run without tests is a failure, and so is a suite that dies.
-# Output of each step goes to a file in build/test-logs; its end is shown when the step fails.
+# A suite counts with pass, fail, skip, check, count_ctest, count_pytest and count_pytest_spread, and its exit trap
+# prints the line that scripts/test adds up, `NAME: N passed, N failed[, N skipped]`. Counts come from what the tests
+# themselves report (cmocka, pytest), never from an exit code alone; a run without tests is a failure, and so is a
+# suite that dies. Output of each step goes to a file in build/test-logs; its end is shown when the step fails.
 set -uo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/../../scripts/common.sh"
 cd "$root"
@@ -92,6 +92,9 @@ count_pytest() {
     [ $code -eq 0 ] || [ $failed -gt "$before" ] || fail "pytest $* ended with exit code $code (5: no test found)"
     rm -f "$xml"
 }
+
+# count_pytest_spread PATH...: the same with the cases spread over the cores, for tests that take no times.
+count_pytest_spread() { OPENBLAS_NUM_THREADS=1 count_pytest -n "$jobs" "$@"; }
 
 # need_build: build/ is up to date, or the suite ends as failed.
 need_build() {
