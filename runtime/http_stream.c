@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <time.h>
 
 #include "runtime/base/clock.h"
 #include "runtime/base/die.h"
@@ -27,7 +28,7 @@ static struct http_stream *open_stream(struct http_exchange *x, struct api_reque
     s->http_side = true;
     s->code = 200;
     s->request = r;
-    s->answer = api_answer_open(h->o.api, r, id, h->created + (int64_t)(clock_us() / 1000000));
+    s->answer = api_answer_open(h->o.api, r, id, (int64_t)time(NULL));
     s->part = buffer_zeroed((size_t)r->n_prompts, sizeof *s->part);
     s->last_us = buffer_zeroed((size_t)(r->n_prompts * r->n), sizeof *s->last_us);
     for (int p = 0; p < r->n_prompts; p++) s->part[p] = (struct http_part){.stream = s, .prompt = p};

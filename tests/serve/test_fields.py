@@ -1,6 +1,7 @@
 """Every field is honoured or refused with 400 that names it; bodies that are no JSON, keys, sizes, methods."""
 
 import json
+import time
 
 import pytest
 
@@ -146,6 +147,13 @@ def test_taken(tiny, endpoint, fields):
     path, base = ("/v1/chat/completions", CHAT) if endpoint == "chat" else ("/v1/completions", TEXT)
     status, answer = tiny.post(path, {**base, **fields})
     assert status == 200, answer
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_created_is_now(tiny, stream):
+    status, _, body = tiny.request("/v1/completions", {**TEXT, "stream": stream})
+    first = body.split(b"\n\n")[0].removeprefix(b"data: ")
+    assert status == 200 and abs(json.loads(first)["created"] - time.time()) < 60
 
 
 def test_whatever_was_refused_left_nothing(tiny):
