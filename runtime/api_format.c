@@ -89,6 +89,7 @@ void api_read_format(struct api_parse *p, const json_t *v)
     json_t *value;
     json_object_foreach((json_t *)v, name, value)
     {
+        if (json_is_null(value)) continue;
         if (strcmp(name, "type") != 0 && !(schema && strcmp(name, "json_schema") == 0))
             api_fail(p, "response_format", "response_format.%.60s: no such field", name);
     }
@@ -119,16 +120,18 @@ void api_read_attention(struct api_parse *p, const json_t *v)
     const char *name;
     json_t *value;
     int64_t n;
-    bool window = false;
+    bool window = false, share = false, tokens = false;
     if (!json_is_object(v)) api_fail(p, "attention", "attention: an object is needed");
     json_object_foreach((json_t *)v, name, value)
     {
         if (p->failed || json_is_null(value)) continue;
         if (strcmp(name, "policy") == 0) read_policy(p, value);
         else if (strcmp(name, "kv_budget") == 0) {
+            share = true;
             if (api_read_real(p, value, "attention.kv_budget", 1e-6, 1, &to->kv_budget))
                 to->kv_budget_tokens = 0;
         } else if (strcmp(name, "kv_budget_tokens") == 0) {
+            tokens = true;
             if (api_read_int(p, value, "attention.kv_budget_tokens", 1, 1 << 24, &n))
                 to->kv_budget_tokens = (int)n;
         } else if (strcmp(name, "window") == 0) {
@@ -137,7 +140,7 @@ void api_read_attention(struct api_parse *p, const json_t *v)
         } else api_fail(p, "attention", "attention.%.60s: no such field", name);
     }
     if (p->failed) return;
-    if (json_object_get(v, "kv_budget") && json_object_get(v, "kv_budget_tokens"))
+    if (share && tokens)
         api_fail(p, "attention", "attention.kv_budget and attention.kv_budget_tokens: give one of them");
     if (!window && to->kind == POLICY_RETRO) to->window = p->api->o.window;
     if (window && to->window > 1 && to->kind != POLICY_RETRO)

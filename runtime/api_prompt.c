@@ -76,6 +76,16 @@ void api_read_prompt(struct api_parse *p, const json_t *v)
 
 enum { MESSAGES_MAX = 4096 };
 
+/* Fields that are not null. */
+static int n_given(const json_t *object)
+{
+    int n = 0;
+    const char *name;
+    json_t *value;
+    json_object_foreach((json_t *)object, name, value) n += !json_is_null(value);
+    return n;
+}
+
 /* A string, or text parts joined by line ends; malloc'd, NULL after a complaint. */
 static char *content_of(struct api_parse *p, const json_t *content, const char *where)
 {
@@ -91,7 +101,7 @@ static char *content_of(struct api_parse *p, const json_t *content, const char *
         const json_t *body = json_object_get(part, "text");
         if (!json_is_string(type) || strcmp(json_string_value(type), "text") != 0)
             api_fail(p, "messages", "%s.content[%zu].type: only \"text\" is supported", where, i);
-        else if (!json_is_string(body) || json_object_size(part) != 2)
+        else if (!json_is_string(body) || n_given(part) != 2)
             api_fail(p, "messages",
                      "%s.content[%zu]: \"type\" and \"text\" (a string) are needed, nothing else", where, i);
         else {

@@ -26,14 +26,22 @@ static bool model_fits(const struct api *a, const json_t *json, struct api_error
     return !model || json_is_null(model) || api_is_model(a, model, e);
 }
 
+/* null means absent. */
+static const json_t *given(const json_t *body, const char *name)
+{
+    const json_t *value = json_object_get(body, name);
+    return json_is_null(value) ? NULL : value;
+}
+
 static void tokenize(struct api_parse *p)
 {
-    const json_t *prompt = json_object_get(p->body, "prompt"),
-                 *messages = json_object_get(p->body, "messages");
-    const json_t *special = json_object_get(p->body, "add_special_tokens");
-    bool add = true;
+    const json_t *prompt = given(p->body, "prompt"), *messages = given(p->body, "messages");
+    const json_t *special = given(p->body, "add_special_tokens");
+    bool add = !messages; /* a conversation's special tokens are its template's */
     if ((prompt != NULL) == (messages != NULL)) api_fail(p, "prompt", "one of prompt and messages is needed");
     if (special && !p->failed) api_read_bool(p, special, "add_special_tokens", &add);
+    if (messages && add)
+        api_fail(p, "add_special_tokens", "add_special_tokens: true is not supported together with messages");
     if (p->failed) return;
     if (messages) {
         api_read_messages(p, messages);

@@ -139,6 +139,9 @@ HONOURED = [
     ("chat", {"attention": {"policy": "dense", "window": 1}, "ignore_eos": True, "skip_special_tokens": False}),
     ("text", {"suffix": "", "best_of": 1, "echo": False, "logprobs": 0, "stop_token_ids": [3]}),
     ("text", {"prompt": [[1, 2], [3]], "n": 2, "best_of": 2}),
+    ("chat", {"attention": {"kv_budget": None, "kv_budget_tokens": 32, "window": None}}),
+    ("chat", {"response_format": {"type": "json_object", "json_schema": None}}),
+    ("chat", {"messages": [{"role": "user", "content": [{"type": "text", "text": "x", "annotations": None}]}]}),
 ]
 
 
@@ -147,6 +150,16 @@ def test_taken(tiny, endpoint, fields):
     path, base = ("/v1/chat/completions", CHAT) if endpoint == "chat" else ("/v1/completions", TEXT)
     status, answer = tiny.post(path, {**base, **fields})
     assert status == 200, answer
+
+
+def test_tokenize_fields(tiny):
+    talk = CHAT["messages"]
+    plain = tiny.post("/tokenize", {"prompt": "x"})
+    assert plain[0] == 200
+    assert tiny.post("/tokenize", {"prompt": "x", "messages": None, "add_special_tokens": None, "model": None}) == plain
+    assert tiny.post("/tokenize", {"messages": talk, "add_special_tokens": False}) == tiny.post("/tokenize", {"messages": talk})
+    status, answer = tiny.post("/tokenize", {"messages": talk, "add_special_tokens": True})
+    assert status == 400 and answer["error"]["param"] == "add_special_tokens"
 
 
 @pytest.mark.parametrize("stream", [False, True])
