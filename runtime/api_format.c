@@ -142,6 +142,9 @@ void api_read_attention(struct api_parse *p, const json_t *v)
     if (p->failed) return;
     if (share && tokens)
         api_fail(p, "attention", "attention.kv_budget and attention.kv_budget_tokens: give one of them");
+    if ((share || tokens) && to->kind == POLICY_DENSE)
+        api_fail(p, "attention", "attention.%s: the policy dense reads everything",
+                 share ? "kv_budget" : "kv_budget_tokens");
     if (!window && to->kind == POLICY_RETRO) to->window = p->api->o.window;
     if (window && to->window > 1 && to->kind != POLICY_RETRO)
         api_fail(p, "attention", "attention.window: %d needs the policy retro", to->window);

@@ -105,6 +105,8 @@ BAD = [  # endpoint, fields, the field that the error must name
     ("chat", {"attention": {"window": 0}}, "attention.window"),
     ("chat", {"attention": {"window": 99}}, "attention.window"),
     ("chat", {"attention": {"policy": "dense", "window": 2}}, "attention"),
+    ("chat", {"attention": {"policy": "dense", "kv_budget": 0.5}}, "attention"),
+    ("chat", {"attention": {"policy": "dense", "kv_budget_tokens": 64}}, "attention"),
     ("chat", {"attention": {"kv_budget": 0}}, "attention.kv_budget"),
     ("chat", {"attention": {"kv_budget": 1.5}}, "attention.kv_budget"),
     ("chat", {"attention": {"kv_budget": 0.5, "kv_budget_tokens": 64}}, "attention"),
