@@ -38,16 +38,21 @@ static void add_ids(struct api_parse *p, const json_t *ids)
     check_ids(p, l, "prompt");
 }
 
-/* echo is read here because fields come in any order. */
-static void keep_text(struct api_parse *p, int prompt)
+/* What echo gives: the text as it came, for begin-of-text and a tokenizer's spaces are not the client's; ids as text.
+ * echo is read here because fields come in any order. */
+static void keep_text(struct api_parse *p, const json_t *v, int prompt)
 {
     struct reason why;
     size_t n;
     struct token_list *l = &p->r->prompt[prompt];
     if (!json_is_true(json_object_get(p->body, "echo"))) return;
     if (!p->r->prompt_text) p->r->prompt_text = buffer_zeroed(SERVICE_CHOICES_MAX, sizeof(char *));
-    if (tokenizer_decode(p->api->o.tokenizer, l->ids, l->n_ids, true, &p->r->prompt_text[prompt], &n, &why) !=
-        STATUS_OK)
+    bool skip = !json_is_false(json_object_get(p->body, "skip_special_tokens"));
+    if (json_is_string(v)) {
+        p->r->prompt_text[prompt] = strdup(json_string_value(v));
+        if (!p->r->prompt_text[prompt]) DIE(EXIT_CODE_MEMORY, NULL, "no memory for a request");
+    } else if (tokenizer_decode(p->api->o.tokenizer, l->ids, l->n_ids, skip, &p->r->prompt_text[prompt], &n,
+                                &why) != STATUS_OK)
         api_fail(p, "prompt", "prompt: %s", why.text);
 }
 
@@ -56,7 +61,7 @@ static void add_prompt(struct api_parse *p, const json_t *v)
     if (json_is_string(v)) add_text(p, json_string_value(v), json_string_length(v), true, "prompt");
     else if (json_is_array(v) && json_is_integer(json_array_get(v, 0))) add_ids(p, v);
     else api_fail(p, "prompt", "prompt: a string, an array of token ids, or an array of either is needed");
-    if (!p->failed) keep_text(p, p->r->n_prompts - 1);
+    if (!p->failed) keep_text(p, v, p->r->n_prompts - 1);
 }
 
 void api_read_prompt(struct api_parse *p, const json_t *v)

@@ -4,6 +4,7 @@ import json
 import time
 
 import pytest
+from tools import tiny_model
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "x"}], "max_tokens": 2}
 TEXT = {"model": "m", "prompt": "x", "max_tokens": 2}
@@ -152,6 +153,20 @@ def test_taken(tiny, endpoint, fields):
     path, base = ("/v1/chat/completions", CHAT) if endpoint == "chat" else ("/v1/completions", TEXT)
     status, answer = tiny.post(path, {**base, **fields})
     assert status == 200, answer
+
+
+@pytest.mark.parametrize("family", ["llama2", "mistral", "llama3"])
+def test_echo_is_the_prompt(start, tmp_path, family):
+    tiny_model.make(tmp_path, family=family)
+    s = start(model=tmp_path)
+    prompts = [" x", "x  y ", "<s>x</s>", "é\n"]
+    fields = {**TEXT, "prompt": prompts, "seed": 4}
+    answers = [c["text"] for c in s.post("/v1/completions", fields)[1]["choices"]]
+    echoed = [c["text"] for c in s.post("/v1/completions", {**fields, "echo": True})[1]["choices"]]
+    assert echoed == [p + a for p, a in zip(prompts, answers)]
+    begin = s.post("/tokenize", {"prompt": ""})[1]["tokens"]
+    named = s.post("/v1/completions", {**fields, "prompt": begin, "echo": True, "skip_special_tokens": False})[1]
+    assert named["choices"][0]["text"].startswith("<s>" if family != "llama3" else "<|begin_of_text|>")
 
 
 def test_tokenize_fields(tiny):
