@@ -86,9 +86,24 @@ void jsonschema_define_json(struct jsonschema *c)
     grammar_define(c->g, c->value, e);
 }
 
+/* With no more digits than it takes to tell the numbers from all others: 0.1, not 0.10000000000000001. */
+static char *shortest(const json_t *value)
+{
+    char *t = NULL;
+    for (size_t digits = 15; digits <= 17; digits++) {
+        free(t);
+        t = json_dumps(value, JSON_COMPACT | JSON_ENCODE_ANY | JSON_REAL_PRECISION(digits));
+        json_t *again = t ? json_loads(t, JSON_DECODE_ANY, NULL) : NULL;
+        bool same = json_equal(again, value);
+        json_decref(again);
+        if (same) break;
+    }
+    return t;
+}
+
 int jsonschema_literal(struct jsonschema *c, const json_t *value)
 {
-    char *t = json_dumps(value, JSON_COMPACT | JSON_ENCODE_ANY);
+    char *t = shortest(value);
     int e = t ? text(c, t) : jsonschema_fail(c, "enum", "a value that cannot be written");
     free(t);
     return e;

@@ -274,6 +274,7 @@ CASES = [  # schema, texts that pass, texts that do not
     ({"type": "string", "format": "date"}, ['"2024-02-29"', '"2023-12-31"', '"2000-02-29"'], ['"2023-02-29"', '"2023-04-31"', '"1900-02-29"', '"2023-13-01"']),
     ({"enum": ["x", 1, None, [1, "a"]]}, ['"x"', "1", "null", '[1,"a"]'], ['"y"', "2", "[1]"]),
     ({"type": "string", "enum": ["x", 1]}, ['"x"'], ["1"]),
+    ({"enum": [0.1, -2.5, 1e300, [0.30000000000000004]]}, ["0.1", "-2.5", "1e300", "[0.30000000000000004]"], ["0.10000000000000001"]),
     ({"const": 'say "hi"'}, ['"say \\"hi\\""'], ['"say"']),
     (obj(a={"type": "null"}), ['{"a":null}', '{ "a": null\n}'], ['{}', '{"a":null,"b":1}', '{"a":null,"a":null}']),
     ({"properties": {"a": True, "b": True, "c": True}, "required": ["b"], "additionalProperties": False},
