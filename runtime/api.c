@@ -90,13 +90,25 @@ void api_error_write(const struct api_error *e, struct buffer *out)
 
 /* ---- bodies */
 
+/* JSON that is not taken all the same is told apart from what is no JSON. */
+static const char *what_is_wrong(const json_error_t *at)
+{
+    switch (json_error_code(at)) {
+    case json_error_numeric_overflow: return "the body has a number out of range";
+    case json_error_null_character: return "the body has a text with a NUL";
+    case json_error_stack_overflow: return "the body is nested too deeply";
+    case json_error_duplicate_key: return "the body has a name twice in one object";
+    default: return "the body is not JSON";
+    }
+}
+
 bool api_load(const char *body, size_t n, json_t **out, struct api_error *e)
 {
     json_error_t at;
     *out = json_loadb(body, n, JSON_REJECT_DUPLICATES, &at);
     if (!*out) {
-        api_error_set(e, 400, "invalid_json", NULL, "the body is not JSON: %s (line %d, column %d)", at.text,
-                      at.line, at.column);
+        api_error_set(e, 400, "invalid_json", NULL, "%s: %s (line %d, column %d)", what_is_wrong(&at),
+                      at.text, at.line, at.column);
         return false;
     }
     if (json_is_object(*out)) return true;

@@ -76,6 +76,11 @@ static void read_json_schema(struct api_parse *p, const json_t *v)
     }
     if (!p->failed && !json_is_string(json_object_get(v, "name")))
         api_fail(p, "response_format", "response_format.json_schema.name: a string is needed");
+    const json_t *about = json_object_get(v, "description"), *strict = json_object_get(v, "strict");
+    if (about && !json_is_string(about) && !json_is_null(about))
+        api_fail(p, "response_format", "response_format.json_schema.description: a string is needed");
+    if (strict && !json_is_boolean(strict) && !json_is_null(strict))
+        api_fail(p, "response_format", "response_format.json_schema.strict: true or false is needed");
     const json_t *schema = json_object_get(v, "schema");
     if (!p->failed && !schema)
         api_fail(p, "response_format", "response_format.json_schema.schema is missing");

@@ -82,6 +82,10 @@ BAD = [  # endpoint, fields, the field that the error must name
     ("chat", {"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}}, "response_format"),
     ("chat", {"response_format": {"type": "json_schema", "json_schema": {
         "name": "x", "schema": {"type": "string", "contentEncoding": "base64"}}}}, "response_format"),
+    ("chat", {"response_format": {"type": "json_schema", "json_schema": {
+        "name": "x", "schema": {}, "strict": "yes"}}}, "response_format"),
+    ("chat", {"response_format": {"type": "json_schema", "json_schema": {
+        "name": "x", "schema": {}, "description": 7}}}, "response_format"),
     ("chat", {"response_format": "json"}, "response_format"),
     ("chat", {"tools": [{"type": "function"}]}, "tools"),
     ("chat", {"tool_choice": "auto"}, "tool_choice"),
@@ -196,6 +200,18 @@ def test_whatever_was_refused_left_nothing(tiny):
 def test_not_json(tiny, body):
     status, answer = tiny.post("/v1/completions", body)
     assert status == 400 and answer["error"]["code"] == "invalid_json", answer
+
+
+@pytest.mark.parametrize("body, words", [
+    (b'{"seed":9223372036854775808}', "number out of range"),
+    (b'{"temperature":-1e999}', "number out of range"),
+    (b'{"prompt":"a\\u0000"}', "text with a NUL"),
+    (b"[" * 3000, "nested too deeply"),
+    (b'{"n":1,"n":1}', "name twice"),
+    (b'{"n":NaN}', "not JSON"),
+])
+def test_what_is_not_taken_is_told_from_what_is_no_json(tiny, body, words):
+    assert words in tiny.post("/v1/completions", body)[1]["error"]["message"]
 
 
 def test_unknown_places(tiny):
