@@ -17,6 +17,7 @@
 #include "launcher/text.h"
 #include "runtime/base/die.h"
 #include "runtime/batch.h"
+#include "runtime/batch_file.h"
 
 static bool on_terminal(const struct options *o)
 {
@@ -41,14 +42,35 @@ static bool is_interrupted(void) { return atomic_load(&interrupted); }
  * place never stays empty for want of a line. */
 enum { IN_FLIGHT = 2 };
 
+/* Input and --errors are neither each other nor what the run makes beside --output. */
+static enum status check_files(const struct options *o, struct reason *why)
+{
+    static const char *const ends[] = {"", ".tmp", ".journal", ".journal.tmp"};
+    const char *const path[] = {o->batch_input, o->batch_errors}, *const flag[] = {"--input", "--errors"};
+    char made[PATH_MAX];
+    for (int i = 0; i < 2 && path[i]; i++)
+        for (int k = 0; k < 4; k++) {
+            snprintf(made, sizeof made, "%s%s", o->batch_output, ends[k]);
+            if (batch_file_same(path[i], made))
+                return status_fail(why, STATUS_BAD_OPTION, "%s %s: the run writes %s itself: choose another",
+                                   flag[i], path[i], made);
+        }
+    for (int k = 0; k < 2 && o->batch_errors; k++) {
+        snprintf(made, sizeof made, "%s%s", o->batch_errors, ends[k]);
+        if (batch_file_same(o->batch_input, made))
+            return status_fail(why, STATUS_BAD_OPTION, "--input and --errors: one file");
+    }
+    return STATUS_OK;
+}
+
 static enum status check_options(const struct options *o, struct reason *why)
 {
     if (!o->batch_input)
         return status_fail(why, STATUS_BAD_OPTION,
                            "--input FILE is missing: requests, one JSON object a line");
-    if (!o->batch_output)
+    if (!o->batch_output || !o->batch_output[0])
         return status_fail(why, STATUS_BAD_OPTION, "--output FILE is missing: where the results go");
-    if (o->batch_errors && strcmp(o->batch_errors, o->batch_output) == 0)
+    if (o->batch_errors && batch_file_same(o->batch_errors, o->batch_output))
         return status_fail(
             why, STATUS_BAD_OPTION,
             "--errors and --output: one file; leave --errors out to have bad lines among the results");
@@ -57,7 +79,7 @@ static enum status check_options(const struct options *o, struct reason *why)
         return status_fail(
             why, STATUS_BAD_OPTION,
             "--prefix-cache turns: results would depend on their order; batch takes on or off");
-    return STATUS_OK;
+    return check_files(o, why);
 }
 
 /* What is read of the model folder: its small files where they are there, and a sample of the weights. */

@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "runtime/buffer.h"
@@ -69,13 +70,56 @@ enum status batch_file_write(int fd, const void *bytes, size_t n, int64_t at, co
     return STATUS_OK;
 }
 
-enum status batch_file_sync_folder(const char *path, struct reason *why)
+static char *folder_of(const char *path)
 {
     const char *slash = strrchr(path, '/');
     struct buffer b = {0};
     if (slash) buffer_append(&b, path, slash == path ? 1 : (size_t)(slash - path));
     else buffer_append_string(&b, ".");
-    char *folder = buffer_take(&b);
+    return buffer_take(&b);
+}
+
+bool batch_file_same(const char *a, const char *b)
+{
+    struct stat x, y;
+    const char *const path[] = {a, b};
+    bool exists[] = {stat(a, &x) == 0, stat(b, &y) == 0};
+    if (exists[0] != exists[1]) return false;
+    if (!exists[0]) { /* one name in one folder */
+        const char *name[2];
+        for (int i = 0; i < 2; i++) {
+            const char *slash = strrchr(path[i], '/');
+            char *folder = folder_of(path[i]);
+            name[i] = slash ? slash + 1 : path[i];
+            exists[i] = stat(folder, i ? &y : &x) == 0;
+            free(folder);
+        }
+        if (!exists[0] || !exists[1] || strcmp(name[0], name[1]) != 0) return false;
+    }
+    return x.st_dev == y.st_dev && x.st_ino == y.st_ino;
+}
+
+bool batch_file_pending(const char *path)
+{
+    char *name = temporary(path);
+    bool pending = access(name, F_OK) == 0;
+    free(name);
+    return pending;
+}
+
+int batch_file_folder_error(const char *path)
+{
+    struct stat st;
+    char *folder = folder_of(path);
+    int error = stat(folder, &st) == 0 && access(folder, W_OK | X_OK) == 0 ? 0 : errno;
+    if (!error && !S_ISDIR(st.st_mode)) error = ENOTDIR;
+    free(folder);
+    return error;
+}
+
+enum status batch_file_sync_folder(const char *path, struct reason *why)
+{
+    char *folder = folder_of(path);
     int fd = open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     /* Some file systems know no fsync of a folder (EINVAL) and need none. */
     bool bad = fd < 0 || (fsync(fd) != 0 && errno != EINVAL);

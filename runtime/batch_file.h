@@ -28,6 +28,14 @@ enum status batch_file_rename(const char *path, struct reason *why);
 /* All of bytes[0..n) at offset `at`. */
 enum status batch_file_write(int fd, const void *bytes, size_t n, int64_t at, const char *path,
                              struct reason *why);
+/* Whether PATH.tmp is there. */
+bool batch_file_pending(const char *path);
+
+/* Whether two paths lead to one file, be it there already or not. */
+bool batch_file_same(const char *a, const char *b);
+/* Why no file can be made at `path` (errno), or 0: else it would be noticed when the batch is done. */
+int batch_file_folder_error(const char *path);
+
 /* The names in the folder of `path` are on the disk. */
 enum status batch_file_sync_folder(const char *path, struct reason *why);
 

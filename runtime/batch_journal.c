@@ -160,18 +160,21 @@ static enum status begin(struct batch_journal *j, const json_t *head, struct rea
     return status;
 }
 
-/* Results that are there belong to this journal, or they are somebody's. */
+/* Results that are there belong to this journal, or they are somebody's. They are its own when it is complete, or when
+ * its end was written beside it and a crash came between the renames. */
 static enum status check_results(const struct batch_journal *j, bool begun, struct reason *why)
 {
+    bool ours = begun && (j->complete || batch_file_pending(j->path));
     const char *const path[] = {j->output, j->errors}, *const flag[] = {"--output", "--errors"};
     for (int i = 0; i < 2; i++) {
         if (!path[i]) continue;
         bool exists = access(path[i], F_OK) == 0;
-        if (exists && !begun)
-            return status_fail(
-                why, STATUS_BAD_OPTION,
-                "%s %s: exists and has no journal of this batch: move it away, or choose another", flag[i],
-                path[i]);
+        if (exists && !ours)
+            return status_fail(why, STATUS_BAD_OPTION,
+                               "%s %s: exists and is not of this batch: move it away, or choose another",
+                               flag[i], path[i]);
+        int error = batch_file_folder_error(path[i]);
+        if (error) return status_fail(why, STATUS_BAD_OPTION, "%s %s: %s", flag[i], path[i], strerror(error));
         if (!exists && j->complete)
             return status_fail(
                 why, STATUS_BAD_OPTION,
@@ -340,6 +343,7 @@ enum status batch_journal_publish(struct batch_journal *j, struct reason *why)
     if (status == STATUS_OK)
         status = write_results(j, j->output, (struct selection){.output = true, .errors = !j->errors}, why);
     if (status == STATUS_OK) status = write_complete_head(j, why);
+    if (status == STATUS_OK) status = batch_file_sync_folder(j->path, why);
     /* Whatever of this a crash leaves undone, running again does: the journal is complete last. */
     if (status == STATUS_OK && j->errors) status = batch_file_rename(j->errors, why);
     if (status == STATUS_OK) status = batch_file_rename(j->output, why);

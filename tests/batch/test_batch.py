@@ -372,6 +372,38 @@ def test_foreign_files_stay(tmp_path, model):
     assert batch.output.read_text() == "mine\n" and not batch.journal.exists()
 
 
+def test_files_must_differ(tmp_path, model):
+    """Nothing that is read, and nothing of another kind, is overwritten under another name."""
+    batch = make(tmp_path, model, [line("a", prompt="x", max_tokens=2), "bad"])
+    text, folder = batch.source.read_bytes(), batch.output.parent
+    for errors in (f"{folder}/./out.jsonl", f"{folder}/../results/out.jsonl", batch.journal, f"{batch.output}.tmp",
+                   f"{batch.journal}.tmp", batch.source):
+        batch.errors = errors
+        cli.one_line(batch.run(), 2, "--errors")
+    batch.errors = None
+    for name in ("out.jsonl.tmp", "out.jsonl.journal", "out.jsonl.journal.tmp"):
+        os.link(batch.source, folder / name)
+        cli.one_line(batch.run(), 2, "--input .*the run writes")
+        (folder / name).unlink()
+    batch.errors = tmp_path / "no" / "folder" / "err.jsonl"
+    cli.one_line(batch.run(), 2, "no/folder/err.jsonl: No such file")
+    assert batch.source.read_bytes() == text and not list(folder.iterdir())
+
+
+def test_foreign_errors_stay_when_a_run_continues(tmp_path, model, many):
+    batch = Batch(tmp_path / "results", model, many)
+    process = batch.start("--drain", "0")
+    batch.wait_for_records(2, process)
+    process.send_signal(signal.SIGTERM)
+    assert ended(process)[0] == 75
+    batch.errors = tmp_path / "mine"
+    batch.errors.write_text("mine\n")
+    cli.one_line(batch.run(), 2, "--errors .*mine: exists")
+    assert batch.errors.read_text() == "mine\n"
+    batch.errors.unlink()
+    assert batch.run().returncode == 0
+
+
 def test_bad_options(tmp_path, model):
     batch = make(tmp_path, model, [line("a", prompt="x")])
     assert cli.run("batch", "--model", model).returncode == 2
@@ -384,7 +416,7 @@ def test_bad_options(tmp_path, model):
     cli.one_line(Batch(tmp_path / "r", tmp_path / "nowhere", batch.source).run(), 3, "nowhere")
     missing = Batch(tmp_path / "r", model, batch.source)
     missing.output = tmp_path / "no" / "folder" / "out.jsonl"
-    cli.one_line(missing.run(), 2, "no/folder/out.jsonl.journal: No such file")
+    cli.one_line(missing.run(), 2, "--output .*no/folder/out.jsonl: No such file")
 
 
 def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path, model, requests, undisturbed):

@@ -280,12 +280,21 @@ static void foreign_files_are_refused(void **state)
     (void)state;
     struct stat st;
     write_file(output, "mine\n", 5);
-    refuses(NULL, &identity, "exists and has no journal");
+    refuses(NULL, &identity, "exists and is not of this batch");
     assert_int_not_equal(stat(journal, &st), 0);
     unlink(output);
     write_file(errors, "", 0);
     refuses(errors, &identity, "--errors");
     unlink(errors);
+    refuses("/nowhere/errors", &identity, "/nowhere/errors: No such file");
+    struct batch_journal j;
+    opens(&j, errors);
+    add(&j, 1);
+    batch_journal_close(&j);
+    write_file(errors, "mine\n", 5); /* since then */
+    refuses(errors, &identity, "--errors");
+    unlink(errors);
+    unlink(journal);
     write_file(journal, "{\"mine\":1}\n", 11);
     refuses(NULL, &identity, "not a journal");
     write_file(journal, "no JSON\n", 8);
@@ -372,11 +381,13 @@ static void a_crash_between_renames_is_mended(void **state)
     size_t n;
     opens(&j, errors);
     for (int i = 1; i <= LINES; i++) add(&j, i);
-    char *before = contents(journal, &n);
+    char *before = contents(journal, &n), ended[100];
+    snprintf(ended, sizeof ended, "%s.tmp", journal);
     for (int renamed = 1; renamed <= 2; renamed++) {
         finish(&j);
         batch_journal_close(&j);
         write_file(journal, before, n);
+        write_file(ended, "", 0); /* the journal's end, not renamed yet */
         if (renamed == 1) unlink(output);
         opens(&j, errors);
         assert_false(j.complete);
