@@ -7,7 +7,8 @@
  * custom_id that an earlier line has.
  *
  * Invariants: a file is read twice, for its hash and count (batch_input_open) and for its lines; the second
- * reading must find the same bytes, or the run fails. Nothing holds more than one line. */
+ * reading must find the same bytes, or the run fails: before a line that is another one is handed out, or at the
+ * end at the latest. Nothing holds more than one line, and 4 bytes of each. */
 #ifndef RETRO_BATCH_INPUT_H
 #define RETRO_BATCH_INPUT_H
 
@@ -41,12 +42,13 @@ struct batch_input {
     const char *path; /* borrowed */
     int fd;
     struct batch_input_facts facts;
+    uint32_t *sum; /* (facts.n_requests) of each line that is a request: CRC-32 and number; owned */
     /* The reading in progress. */
     struct sha256 hash;
     char *chunk; /* owned */
     size_t n_chunk, at;
     struct buffer line;
-    int64_t n_read, number;
+    int64_t n_read, number, n_given; /* n_given: of requests */
 };
 
 /* Opens a regular file and reads it once. BAD_OPTION: no such file, not a regular file; IO: it cannot be
