@@ -13,7 +13,7 @@ struct written { /* one choice */
     struct buffer text;
     /* Log-probabilities as JSON list items. Chat: all in `content`. Completions: one list each. */
     struct buffer content, token, logprob, top, offset;
-    int n_chars; /* of the text so far, for the offsets */
+    int n_chars; /* of the text so far and what a stop string holds back of it, for the offsets */
     bool begun;
     struct buffer end; /* "finish_reason" and "stop_reason" as JSON fields */
 };
@@ -238,7 +238,7 @@ void api_answer_token(struct api_answer *w, int prompt, const struct service_tok
     struct written *c = &w->choice[i];
     begin(w, i, out);
     if (w->r->n_top >= 0) add_logprobs(w, c, t);
-    for (size_t k = 0; k < t->n_text; k++) c->n_chars += (t->text[k] & 0xc0) != 0x80;
+    c->n_chars += t->n_chars;
     if (!w->r->stream) buffer_append(&c->text, t->text, t->n_text);
     else if (t->n_text > 0 || w->r->n_top >= 0) write_event(w, i, t->text, t->n_text, false, out);
 }

@@ -121,6 +121,7 @@ bool request_draw(struct choice *c, const struct request_tools *t, const struct 
     if (c->stream) {
         size_t n;
         const char *text = token_stream_push(c->stream, *token, &n);
+        for (size_t k = 0; k < n; k++) event.n_chars += (text[k] & 0xc0) != 0x80;
         event.text = stop_push(&c->stop, text, n, &event.n_text);
     }
     if (r->from.sink->token) r->from.sink->token(r->from.user, &event);

@@ -56,6 +56,7 @@ struct service_token {
     int index;        /* 0 for the choice's first token */
     const char *text; /* what became certain with it: whole characters, nothing of a stop string; often "" */
     size_t n_text;
+    int n_chars;         /* characters that the token completed, those held back for a stop string too */
     const float *logits; /* (vocab) as the model gave them (sampler_logprobs), when wanted; else NULL */
 };
 

@@ -143,6 +143,10 @@ def test_logprobs(client, real):
     lp = old.choices[0].logprobs
     assert "".join(lp.tokens) == old.choices[0].text and len(lp.top_logprobs) == 4 and lp.text_offset[0] == 0
     assert lp.token_logprobs[0] == pytest.approx(max(lp.top_logprobs[0].values()))
+    held = client.completions.create(model=real.name, prompt="One two three", temperature=0, max_tokens=4, logprobs=2,
+                                     stop=[token[-1] + "zz" for token in lp.tokens])
+    assert held.choices[0].text == old.choices[0].text
+    assert held.choices[0].logprobs.text_offset == lp.text_offset == [len("".join(lp.tokens[:i])) for i in range(4)]
 
 
 def test_bias_and_penalties(client, real):
