@@ -174,6 +174,7 @@ void front_run(struct front *f)
 
 /* ------------------------------------------------------------------------------------------ statistics */
 int front_replicas(const struct front *f) { return f->n; }
+int front_max_queue(const struct front *f) { return f->max_queue; }
 
 int front_replica_of(const struct front *f, uint64_t id) { return (int)(id % (uint64_t)f->n); }
 

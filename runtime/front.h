@@ -31,6 +31,7 @@ void front_run(struct front *f);
 void front_drain(struct front *f, double seconds);
 
 int front_replicas(const struct front *f);
+int front_max_queue(const struct front *f);
 /* Who has the request. */
 int front_replica_of(const struct front *f, uint64_t id);
 /* Of one replica; and of all: sums, the oldest step in progress, the newest that ended. */

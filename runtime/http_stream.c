@@ -221,6 +221,15 @@ bool http_generate(struct http_exchange *x)
         refuse(x, &e);
         return true;
     }
+    int most = front_max_queue(x->http->o.front);
+    if (r->n_prompts > most) { /* else it would be told to come back for ever */
+        http_error(&e, 400, NULL, "prompt: %d prompts, at most %d may wait here (--max-queue)", r->n_prompts,
+                   most);
+        snprintf(e.param, sizeof e.param, "prompt");
+        api_request_free(r);
+        refuse(x, &e);
+        return true;
+    }
     struct http_stream *s = open_stream(x, r);
     if (!submit_parts(s, &e)) {
         http_stream_leave(s);

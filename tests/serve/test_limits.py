@@ -114,8 +114,11 @@ def test_queue_is_bounded(start, real_model):
     # Several prompts are taken together or not at all.
     busy.pop().close()
     wait_until(lambda: s.metrics()["num_requests_waiting"] == 1)
-    status, answer = s.post("/v1/completions", {"model": "m", "prompt": ["a", "b", "c"]})
+    status, answer = s.post("/v1/completions", {"model": "m", "prompt": ["a", "b"]})
     assert status == 429, answer
+    # More than the whole queue can never be taken: not to be tried again.
+    status, answer = s.post("/v1/completions", {"model": "m", "prompt": ["a", "b", "c"]})
+    assert status == 400 and answer["error"]["param"] == "prompt", answer
     for c in busy:
         c.close()
     s.idle()
