@@ -8,6 +8,7 @@
 
 #include "runtime/api_parts.h"
 #include "runtime/base/die.h"
+#include "runtime/utf8.h"
 
 struct written { /* one choice */
     struct buffer text;
@@ -128,15 +129,27 @@ static void add_chat_logprobs(const struct api_answer *w, struct written *c, int
     api_write_format(&c->content, "]}");
 }
 
-static void add_completion_logprobs(const struct api_answer *w, struct written *c, int32_t id, float logprob,
-                                    const struct sampler_logprob *top, int n_top)
+/* Completions name alternatives by their text: a piece of a character is written as OpenAI writes it, "bytes:\xe2\x80",
+ * or several of them would be one name. */
+static void write_completion_token(const struct api_answer *w, struct buffer *out, int32_t id)
 {
     size_t n;
     char *owned;
     const char *bytes = bytes_of(w, id, &n, &owned);
-    comma(&c->token);
-    api_write_text(&c->token, bytes, n);
+    if (utf8_valid_prefix(bytes, n) == n) api_write_text(out, bytes, n);
+    else {
+        api_write_format(out, "\"bytes:");
+        for (size_t i = 0; i < n; i++) api_write_format(out, "\\\\x%02x", (unsigned char)bytes[i]);
+        api_write_format(out, "\"");
+    }
     free(owned);
+}
+
+static void add_completion_logprobs(const struct api_answer *w, struct written *c, int32_t id, float logprob,
+                                    const struct sampler_logprob *top, int n_top)
+{
+    comma(&c->token);
+    write_completion_token(w, &c->token, id);
     comma(&c->logprob);
     api_write_format(&c->logprob, "%.8g", written_logprob(logprob));
     comma(&c->offset);
@@ -145,10 +158,8 @@ static void add_completion_logprobs(const struct api_answer *w, struct written *
     buffer_append(&c->top, "{", 1);
     for (int i = 0; i < n_top; i++) {
         if (i) buffer_append(&c->top, ", ", 2);
-        bytes = bytes_of(w, top[i].token, &n, &owned);
-        api_write_text(&c->top, bytes, n);
+        write_completion_token(w, &c->top, top[i].token);
         api_write_format(&c->top, ": %.8g", written_logprob(top[i].logprob));
-        free(owned);
     }
     buffer_append(&c->top, "}", 1);
 }

@@ -173,6 +173,23 @@ def test_echo_is_the_prompt(start, tmp_path, family):
     assert named["choices"][0]["text"].startswith("<s>" if family != "llama3" else "<|begin_of_text|>")
 
 
+def test_every_alternative_has_its_name(tiny):
+    """Tokens that are pieces of characters, of which this model has many, are told apart."""
+    body = {**TEXT, "max_tokens": 20, "logprobs": 20, "temperature": 0, "ignore_eos": True}
+    status, _, text = tiny.request("/v1/completions", body)
+    twice = []
+
+    def pairs(found):
+        names = [name for name, _ in found]
+        twice.extend({name for name in names if names.count(name) > 1})
+        return dict(found)
+
+    logprobs = json.loads(text, object_pairs_hook=pairs)["choices"][0]["logprobs"]
+    assert status == 200 and not twice and all(len(top) == 20 for top in logprobs["top_logprobs"])
+    assert any(name.startswith("bytes:\\x") for top in logprobs["top_logprobs"] for name in top)
+    assert all(token in top for token, top in zip(logprobs["tokens"], logprobs["top_logprobs"]))
+
+
 def test_tokenize_fields(tiny):
     talk = CHAT["messages"]
     plain = tiny.post("/tokenize", {"prompt": "x"})
