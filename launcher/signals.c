@@ -4,17 +4,23 @@
 #include <fcntl.h>
 #include <pthread.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <unistd.h>
 
+#include "runtime/base/clock.h"
 #include "runtime/base/die.h"
 
 /* A process has one set of signals; the handler may run on any thread, MPI's too. */
-static volatile sig_atomic_t n_signals;
+static atomic_llong first_signal; /* its time in us and, in the lowest byte, its number; 0: none came */
 static int ends[2]; /* of a pipe: the handler writes, the thread reads; 0: nobody is to be told any more */
 static pthread_t listener;
 static bool listening;
+
+/* timeout(1) signals its child and then the child's group, a shell and a launcher may both hand a signal on: the same
+ * one again within this time is the first one's echo, and nobody asks twice so fast. */
+enum { ECHO_US = 200000 };
 
 struct listener {
     void (*first)(void *user, int signal);
@@ -24,7 +30,11 @@ struct listener {
 static void handle(int number)
 {
     unsigned char byte = (unsigned char)number;
-    if (n_signals++ > 0) _exit(128 + number);
+    long long first = 0, now = clock_us();
+    if (!atomic_compare_exchange_strong(&first_signal, &first, now << 8 | number)) {
+        if ((first & 0xff) == number && now - (first >> 8) < ECHO_US) return;
+        _exit(128 + number);
+    }
     if (write(ends[1], &byte, 1) < 0) _exit(128 + number);
 }
 

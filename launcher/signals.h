@@ -1,5 +1,5 @@
 /* signals.h - SIGTERM, SIGINT and SIGUSR1 as a request to finish: the first calls a function on a thread, the second
- * ends the process at once with 128 + n.
+ * ends the process at once with 128 + n. The same signal again within 0.2 s is no second one.
  *
  * SIGUSR1 is there because Open MPI's mpirun hands it on to every rank, while a SIGTERM to mpirun itself kills the job
  * within seconds. */
