@@ -140,14 +140,16 @@ static enum status serve(struct server *v, int context, struct reason *why)
     int n = v->s->n_replicas;
     char of[32] = "";
     if (n > 1) snprintf(of, sizeof of, "%d replicas of ", n);
+    const char *host = v->o->host ? v->o->host : "127.0.0.1";
+    bool ipv6 = strchr(host, ':') != NULL;
     if (status == STATUS_OK)
-        LOG_INFO("serving %s on http://%s:%d/ (%s%d sequences, %d KV blocks of %d tokens)", v->serving.model,
-                 v->o->host ? v->o->host : "127.0.0.1", http_port(v->http), of, l->n_slots, l->n_blocks,
-                 l->block_tokens);
+        LOG_INFO("serving %s on http://%s%s%s:%d/ (%s%d sequences, %d KV blocks of %d tokens)",
+                 v->serving.model, ipv6 ? "[" : "", host, ipv6 ? "]" : "", http_port(v->http), of, l->n_slots,
+                 l->n_blocks, l->block_tokens);
     else if (front) front_drain(front, 0);
     if (front) front_run(front); /* every stream is complete when it returns */
     http_close(v->http, status == STATUS_OK ? 5 : 0);
-    if (v->o->port_file) unlink(v->o->port_file);
+    if (v->o->port_file && status == STATUS_OK) unlink(v->o->port_file);
     return status;
 }
 

@@ -204,6 +204,21 @@ def test_refused_at_start(tiny_folder, options, words):
     cli.one_line(done, 2, *words)
 
 
+def test_a_start_that_fails_leaves_the_others_port_file(tiny, tiny_folder):
+    done = cli.run("serve", "--model", tiny_folder, "--threads", 1, "--port", tiny.port, "--port-file", tiny.port_file)
+    cli.one_line(done, 2, "another server listens there")
+    assert int(tiny.port_file.read_text()) == tiny.port
+
+
+def test_ipv6_address(start):
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("no IPv6 here")
+    s = start("--host", "::1")
+    wait_until(lambda: f"on http://[::1]:{s.port}/" in s.log())
+
+
 def test_port_in_use(tiny, tiny_folder):
     done = cli.run("serve", "--model", tiny_folder, "--threads", 1, "--port", tiny.port, timeout=300)
     cli.one_line(done, 2, "another server listens there")
