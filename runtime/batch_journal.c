@@ -338,6 +338,8 @@ static enum status write_complete_head(const struct batch_journal *j, struct rea
 enum status batch_journal_publish(struct batch_journal *j, struct reason *why)
 {
     enum status status = batch_journal_sync(j, why);
+    /* Another batch with the same --errors may have been faster. */
+    if (status == STATUS_OK) status = check_results(j, true, why);
     if (status == STATUS_OK && j->errors)
         status = write_results(j, j->errors, (struct selection){.errors = true}, why);
     if (status == STATUS_OK)

@@ -371,6 +371,28 @@ static void publishing_fails_whole(void **state)
     holds(output, true, true);
 }
 
+/* Two batches with one --errors: the second to end leaves the first one's file alone. */
+static void what_appeared_meanwhile_stays(void **state)
+{
+    (void)state;
+    struct batch_journal j;
+    struct reason why;
+    size_t n;
+    opens(&j, errors);
+    for (int i = 1; i <= LINES; i++) add(&j, i);
+    write_file(errors, "mine\n", 5);
+    assert_int_equal(batch_journal_publish(&j, &why), STATUS_BAD_OPTION);
+    assert_non_null(strstr(why.text, "--errors"));
+    char *text = contents(errors, &n);
+    assert_int_equal(n, 5);
+    assert_memory_equal(text, "mine\n", 5);
+    free(text);
+    unlink(errors);
+    assert_int_equal(batch_journal_publish(&j, &why), STATUS_OK);
+    batch_journal_close(&j);
+    holds(errors, false, true);
+}
+
 /* A crash after the files of results were renamed and before the journal was: they are its own, and it publishes
  * them again. */
 static void a_crash_between_renames_is_mended(void **state)
@@ -437,6 +459,7 @@ int main(void)
         cmocka_unit_test_setup(foreign_files_are_refused, clear),
         cmocka_unit_test_setup(a_full_disk_loses_nothing, clear),
         cmocka_unit_test_setup(publishing_fails_whole, clear),
+        cmocka_unit_test_setup(what_appeared_meanwhile_stays, clear),
         cmocka_unit_test_setup(a_crash_between_renames_is_mended, clear),
         cmocka_unit_test_setup(a_killed_process_leaves_no_lock, clear),
     };
