@@ -53,7 +53,7 @@ enum status chat_open(struct chat_template *c, const char *dir, struct reason *w
     if (status == STATUS_OK && !template)
         status = status_fail(why, STATUS_BAD_MODEL,
                              "%.300s: has no chat template (chat_template.jinja, or chat_template in "
-                             "tokenizer_config.json): give the prompt without --chat",
+                             "tokenizer_config.json): give plain prompts (no --chat, /v1/completions)",
                              dir);
     if (status == STATUS_OK && file && utf8_valid_prefix(file, n) != n)
         status = status_fail(why, STATUS_BAD_MODEL,

@@ -27,7 +27,7 @@ static enum status refuse(const struct recogniser *r, const char *what)
     const char *line = r->template + strspn(r->template, " \t\r\n");
     return status_fail(r->why, STATUS_BAD_MODEL,
                        "chat template: %s: \"%.*s\": use a model with a ChatML, Llama 2, Llama 3, Mistral or "
-                       "DeepSeek-R1 template, or give the prompt without --chat",
+                       "DeepSeek-R1 template, or give plain prompts (no --chat, /v1/completions)",
                        what, (int)strcspn(line, "\r\n") > 100 ? 100 : (int)strcspn(line, "\r\n"), line);
 }
 

@@ -190,6 +190,17 @@ def test_every_alternative_has_its_name(tiny):
     assert all(token in top for token, top in zip(logprobs["tokens"], logprobs["top_logprobs"]))
 
 
+def test_no_chat_says_what_to_do_over_http(start, tmp_path):
+    tiny_model.make(tmp_path, family="llama2")
+    file = tmp_path / "tokenizer_config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps({**config, "chat_template": "{{ messages }}"}))
+    s = start(model=tmp_path)
+    status, answer = s.post("/v1/chat/completions", CHAT)
+    assert status == 400 and answer["error"]["param"] == "messages" and "/v1/completions" in answer["error"]["message"]
+    assert s.post("/v1/completions", TEXT)[0] == 200
+
+
 def test_tokenize_fields(tiny):
     talk = CHAT["messages"]
     plain = tiny.post("/tokenize", {"prompt": "x"})
