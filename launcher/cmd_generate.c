@@ -349,8 +349,6 @@ static enum status lead(struct run *r, int context, struct reason *why)
         run_once(r, context, &done, NULL);
         tell(r, &done);
     }
-    if (status == STATUS_OK && ferror(stdout))
-        status = status_fail(why, STATUS_IO, "standard output: could not be written");
     if (r->o->record) {
         enum status closed = record_close(&r->recording, status == STATUS_OK ? why : NULL);
         if (status == STATUS_OK) status = closed;

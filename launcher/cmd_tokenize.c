@@ -46,8 +46,6 @@ int cmd_tokenize(const struct options *o, const struct comm_world *w)
     if (status == STATUS_OK)
         status =
             o->decode ? decode(t, !o->keep_special, text, &why) : encode(t, !o->no_special, text, n, &why);
-    if (status == STATUS_OK && fflush(stdout) != 0)
-        status = status_fail(&why, STATUS_IO, "standard output: could not be written");
     free(text);
     tokenizer_close(t);
     return status == STATUS_OK ? EXIT_CODE_OK : session_fail(w, status, &why);

@@ -102,13 +102,21 @@ static int run(const struct command *c, const struct options *o, const struct co
     return c->ranks || w->rank == 0 ? c->run(o, w) : EXIT_CODE_OK;
 }
 
+/* A result that nobody could read is no success. */
+static int written(int code)
+{
+    if (code != EXIT_CODE_OK || (fflush(stdout) == 0 && !ferror(stdout))) return code;
+    LOG_ERROR("standard output: could not be written");
+    return status_exit_code(STATUS_IO);
+}
+
 int main(int argc, char **argv)
 {
     if (argc < 2) {
         print_usage(stderr);
         return EXIT_CODE_OPTION;
     }
-    if (told_help(argc, argv)) return EXIT_CODE_OK;
+    if (told_help(argc, argv)) return written(EXIT_CODE_OK);
     int n_words;
     const struct command *c = find_command(argc, argv, &n_words);
     if (!c) {
@@ -125,7 +133,7 @@ int main(int argc, char **argv)
     /* The others have the same arguments: rank 0 speaks for all. */
     boot_open(&w, o.start_timeout);
     int code = status == STATUS_OK ? run(c, &o, &w) : session_fail(&w, status, &why);
-    code = boot_close(code);
+    code = boot_close(written(code));
     options_close(&o);
     return code;
 }

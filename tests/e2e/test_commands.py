@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import subprocess
 
 import pytest
 
@@ -88,6 +89,17 @@ def test_help_names_every_option():
     for name in ("--policy", "--kv-budget", "--repetition-penalty", "--stop", "--page-size"):
         assert name in text
     assert "--dump-logits" not in text and "--dump-logits" in cli.run_ok("eval", "--help").stdout.decode()
+
+
+def test_output_that_cannot_be_written_is_no_success(tiny):
+    """Whatever a command prints into a full disk is lost: it says so and does not end with 0."""
+    model = tiny(family="llama3")
+    for words in (["--help"], ["help", "config"], ["--version"], ["info", "--help"], ["info", "--model", model],
+                  ["plan", "--model", model], ["doctor", "--json"], ["check", "--model", model, "--steps", 1],
+                  ["generate", "--model", model, "--prompt", "a", "--max-tokens", 2], ["tokenize", "--model", model]):
+        with open("/dev/full", "wb") as full:
+            done = subprocess.run([cli.RETRO, *map(str, words)], input=b"a", stdout=full, stderr=subprocess.PIPE)
+        cli.one_line(done, 2, "standard output: could not be written")
 
 
 @pytest.mark.parametrize(
