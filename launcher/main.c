@@ -67,9 +67,19 @@ static bool named_second_words(const char *word, char *text, size_t size)
     return n > 0;
 }
 
-/* help [COMMAND | config], --help, --version. Returns false when argv is none of them. */
-static bool told_help(int argc, char **argv)
+static int refuse_command(const char *name)
 {
+    char words[256];
+    if (named_second_words(name, words, sizeof words))
+        LOG_ERROR("retro %s needs a second word: %s", name, words);
+    else LOG_ERROR("%s: no such command: see retro help", name);
+    return EXIT_CODE_OPTION;
+}
+
+/* help [COMMAND | config], --help, --version. Returns false when argv is none of them. */
+static bool told_help(int argc, char **argv, int *code)
+{
+    *code = EXIT_CODE_OK;
     if (strcmp(argv[1], "--version") == 0) {
         printf("retro %s\n", RETRO_VERSION);
         return true;
@@ -80,6 +90,7 @@ static bool told_help(int argc, char **argv)
     const struct command *c = argc > 2 ? find_command(argc - 1, argv + 1, &n_words) : NULL;
     if (argc > 2 && strcmp(argv[2], "config") == 0) options_print_config(stdout);
     else if (c) options_print_help(stdout, c->bit);
+    else if (argc > 2) *code = refuse_command(argv[2]);
     else print_usage(stdout);
     return true;
 }
@@ -116,23 +127,17 @@ int main(int argc, char **argv)
         print_usage(stderr);
         return EXIT_CODE_OPTION;
     }
-    if (told_help(argc, argv)) return written(EXIT_CODE_OK);
-    int n_words;
+    int code, n_words;
+    if (told_help(argc, argv, &code)) return written(code);
     const struct command *c = find_command(argc, argv, &n_words);
-    if (!c) {
-        char words[256];
-        if (named_second_words(argv[1], words, sizeof words))
-            LOG_ERROR("retro %s needs a second word: %s", argv[1], words);
-        else LOG_ERROR("%s: no such command: see retro help", argv[1]);
-        return EXIT_CODE_OPTION;
-    }
+    if (!c) return refuse_command(argv[1]);
     struct comm_world w;
     struct options o;
     struct reason why;
     enum status status = options_parse(&o, c->bit, argc, argv, 1 + n_words, &why);
     /* The others have the same arguments: rank 0 speaks for all. */
     boot_open(&w, o.start_timeout);
-    int code = status == STATUS_OK ? run(c, &o, &w) : session_fail(&w, status, &why);
+    code = status == STATUS_OK ? run(c, &o, &w) : session_fail(&w, status, &why);
     code = boot_close(written(code));
     options_close(&o);
     return code;

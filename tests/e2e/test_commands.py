@@ -91,6 +91,12 @@ def test_help_names_every_option():
     assert "--dump-logits" not in text and "--dump-logits" in cli.run_ok("eval", "--help").stdout.decode()
 
 
+def test_help_of_nothing_is_refused():
+    cli.one_line(cli.run("help", "genrate"), 2, "genrate: no such command")
+    cli.one_line(cli.run("help", "bench"), 2, "bench needs a second word: decode")
+    assert cli.run_ok("help", "bench", "decode").stdout and cli.run_ok("help").stdout
+
+
 def test_output_that_cannot_be_written_is_no_success(tiny):
     """Whatever a command prints into a full disk is lost: it says so and does not end with 0."""
     model = tiny(family="llama3")
