@@ -18,10 +18,11 @@ static enum status encode(const struct tokenizer *t, bool special, const char *t
     return status;
 }
 
-static enum status decode(const struct tokenizer *t, bool skip_special, const char *text, struct reason *why)
+static enum status decode(const struct tokenizer *t, bool skip_special, const char *text, size_t n,
+                          struct reason *why)
 {
     struct token_list ids = {0};
-    enum status status = text_parse_ids(text, &ids, why);
+    enum status status = text_parse_ids(text, n, &ids, why);
     char *out = NULL;
     size_t n_bytes;
     if (status == STATUS_OK)
@@ -41,11 +42,16 @@ int cmd_tokenize(const struct options *o, const struct comm_world *w)
     enum status status = STATUS_OK;
     if (!o->model)
         status = status_fail(&why, STATUS_BAD_OPTION, "--model DIR is missing: a folder with tokenizer.json");
+    if (status == STATUS_OK && o->decode && o->no_special)
+        status = status_fail(&why, STATUS_BAD_OPTION,
+                             "--no-special: not with --decode, which leaves special tokens out by itself");
+    if (status == STATUS_OK && o->keep_special && !o->decode)
+        status = status_fail(&why, STATUS_BAD_OPTION, "--keep-special: needs --decode");
     if (status == STATUS_OK) status = tokenizer_open(&t, o->model, &why);
     if (status == STATUS_OK) status = text_read_stream(stdin, "standard input", &text, &n, &why);
     if (status == STATUS_OK)
         status =
-            o->decode ? decode(t, !o->keep_special, text, &why) : encode(t, !o->no_special, text, n, &why);
+            o->decode ? decode(t, !o->keep_special, text, n, &why) : encode(t, !o->no_special, text, n, &why);
     free(text);
     tokenizer_close(t);
     return status == STATUS_OK ? EXIT_CODE_OK : session_fail(w, status, &why);

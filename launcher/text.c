@@ -38,11 +38,11 @@ enum status text_read_file(const char *path, char **text, size_t *n, struct reas
     return status;
 }
 
-enum status text_parse_ids(const char *text, struct token_list *ids, struct reason *why)
+enum status text_parse_ids(const char *text, size_t n, struct token_list *ids, struct reason *why)
 {
     for (const char *at = text;;) {
         while (isspace((unsigned char)*at)) at++;
-        if (!*at) return STATUS_OK;
+        if (at == text + n) return STATUS_OK; /* a NUL before is no blank */
         char *end;
         errno = 0;
         long v = strtol(at, &end, 10);

@@ -84,6 +84,14 @@ def test_tokenize_there_and_back(real_model):
     assert cli.run_ok("tokenize", "--model", real_model, "--decode", "--keep-special", stdin=ids).stdout.decode() == text
 
 
+def test_tokenize_takes_everything_or_refuses(tiny):
+    words = ("tokenize", "--model", tiny(family="llama3"))
+    cli.one_line(cli.run(*words, "--decode", stdin=b"1 2 \0 3"), 2, "entry 3")
+    cli.one_line(cli.run(*words, "--decode", stdin=b"1 2\0"), 2, "entry 3")
+    cli.one_line(cli.run(*words, "--decode", "--no-special", stdin="1"), 2, "--no-special.*--decode")
+    cli.one_line(cli.run(*words, "--keep-special", stdin="a"), 2, "--keep-special: needs --decode")
+
+
 def test_help_names_every_option():
     text = cli.run_ok("generate", "--help").stdout.decode()
     for name in ("--policy", "--kv-budget", "--repetition-penalty", "--stop", "--page-size"):
