@@ -146,7 +146,9 @@ static void print_table(const struct session *s, const struct eval_request *q, c
                         int i)
 {
     const struct policy *p = &q->policy[i];
-    printf("policy         %s, window %d, budget %g\n", policy_kind_name(p->kind), p->window, p->kv_budget);
+    printf("policy         %s, window %d, budget ", policy_kind_name(p->kind), p->window);
+    if (p->kv_budget_tokens > 0) printf("%d tokens\n", p->kv_budget_tokens);
+    else printf("%g\n", p->kv_budget);
     printf("nll            %.5f nats (ppl %.4f) over %d tokens after %d\n", r->nll, r->ppl, q->n_steps,
            q->n_prompt);
     if (q->compare)

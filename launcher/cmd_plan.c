@@ -247,13 +247,11 @@ int cmd_plan(const struct options *o, const struct comm_world *w)
         return session_fail(w, status, &why);
     }
     if (!o->json) {
-        char budget[24];
-        if (o->kv_budget_tokens != OPTIONS_UNSET)
-            snprintf(budget, sizeof budget, "%d tokens", o->kv_budget_tokens);
-        else snprintf(budget, sizeof budget, "%.3f", o->kv_budget);
-        printf("%s: %d rank%s of %s, link %s; %s weights, %s KV, page %d, budget %s\n", o->model,
-               p.setup.n_ranks, p.setup.n_ranks == 1 ? "" : "s", p.machine.name, p.machine.link,
-               dtype_name(p.files.arch.dtype), dtype_name(p.setup.options.kv), o->page_size, budget);
+        printf("%s: %d rank%s of %s, link %s; %s weights, %s KV, page %d, budget ", o->model, p.setup.n_ranks,
+               p.setup.n_ranks == 1 ? "" : "s", p.machine.name, p.machine.link,
+               dtype_name(p.files.arch.dtype), dtype_name(p.setup.options.kv), o->page_size);
+        if (p.policy.kv_budget_tokens > 0) printf("%d tokens\n", p.policy.kv_budget_tokens);
+        else printf("%.3f\n", p.policy.kv_budget);
     }
     for (int i = 0; i < p.contexts.n; i++)
         for (int k = 0; k < p.batches.n; k++) {

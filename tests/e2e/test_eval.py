@@ -41,6 +41,12 @@ def test_threads_are_those_of_the_device(tiny, ids):
     assert f", {found['threads']} thread" in found["device"]
 
 
+def test_a_budget_of_tokens_is_named(tiny, ids):
+    words = ("eval", "--model", tiny(**SHAPES["llama3-gqa"]), "--tokens", ids(320, 50), "--prompt", 40, "--steps", 2)
+    text = cli.run_ok(*words, "--kv-budget-tokens", 12, "--also", "--kv-budget 0.5").stdout.decode()
+    assert "window 2, budget 12 tokens\n" in text and "window 2, budget 0.5\n" in text
+
+
 def test_greedy_policies_each_go_their_own_way(tiny, ids):
     folder, tokens = tiny(**SHAPES["llama3-gqa"]), ids(320, 200)
     run = dict(page_size=4, block_size=16, kv_dtype="f32", greedy=True)

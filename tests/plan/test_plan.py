@@ -75,9 +75,11 @@ def test_text_names_everything():
 
 
 def test_a_budget_of_tokens_is_named():
-    words = ("--tp", 8, "--kv-budget-tokens", 2048)
+    words = ("--contexts", 32768, "--kv-budget-tokens", 2048, "--tp", 8)
+    assert b"budget 2048 tokens\n" in cli.run_ok("plan", "--model", L70, *words).stdout
+    assert b"budget 0.197\n" in cli.run_ok("plan", "--model", L70, "--tp", 8).stdout
     assert [x["kv_budget_tokens"] for x in plan(*words)] == [2048] * 3
-    assert b"budget 2048 tokens" in cli.run_ok("plan", "--model", L70, *words).stdout
+    assert plan("--tp", 8)[0]["kv_budget_tokens"] == 0
 
 
 def test_uneven_ranks_are_shown_apart():
