@@ -65,7 +65,7 @@ static enum status open_plan(struct plan *p, struct reason *why)
                                .act = gpu ? p->files.arch.dtype : session_act(o, p->files.arch.dtype),
                                .page_tokens = o->page_size,
                                .block_tokens = o->block_size,
-                               .window = o->window,
+                               .window = o->json && o->given.policy ? p->policy.window : o->window,
                                .kv = (enum dtype)o->kv_dtype,
                                .summary = options_summary(o),
                                .prefill_chunk = o->prefill_chunk};

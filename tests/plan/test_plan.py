@@ -82,6 +82,16 @@ def test_a_budget_of_tokens_is_named():
     assert plan("--tp", 8)[0]["kv_budget_tokens"] == 0
 
 
+def test_only_retro_has_a_window():
+    """A start with another policy makes no room for the window; without --policy the memory is one that serves all."""
+    words = ("--contexts", 2048, "--batches", 4, "--tp", 8)
+    one, wide = (plan(*words, "--policy", "retro", "--window", w)[0] for w in (1, 16))
+    for policy in ("dense", "quest", "streaming"):
+        cell = plan(*words, "--policy", policy, "--window", 16)[0]
+        assert cell["ranks"] == one["ranks"] and cell["total_bytes"] < wide["total_bytes"], policy
+    assert [x["ranks"] for x in plan(*words, "--window", 16)] == [wide["ranks"]] * 3
+
+
 def test_uneven_ranks_are_shown_apart():
     text = cli.run_ok("plan", "--model", SHAPES / "smollm2-135m", "--tp", 2).stdout.decode()
     assert "rank 0 " in text and "rank 1 " in text
