@@ -33,7 +33,7 @@ static struct policy policy_like(const struct plan *p, enum policy_kind kind)
     return q;
 }
 
-static enum status open_plan(struct plan *p, struct reason *why)
+static enum status open_plan(struct plan *p, int started, struct reason *why)
 {
     const struct options *o = p->o;
     enum status status = STATUS_OK;
@@ -46,14 +46,14 @@ static enum status open_plan(struct plan *p, struct reason *why)
     if (status == STATUS_OK) status = model_files_imagine(&p->files, o->model, why);
     struct device_options all = {.n_threads = 0}; /* only asked for sizes, and how fast it reads */
     if (status == STATUS_OK) status = device_open(&p->setup.options.device, DEVICE_CPU, &all, why);
-    int n_ranks = o->tp == OPTIONS_UNSET ? 1 : o->tp;
+    int n_ranks = o->tp == OPTIONS_UNSET ? started : o->tp;
     if (status == STATUS_OK && strcmp(o->machine, "cpu") == 0)
         machine_measure(&p->machine, p->setup.options.device, n_ranks);
     else if (status == STATUS_OK) status = machine_find(&p->machine, o->machine, o->link, why);
     int most = status == STATUS_OK ? plan_ranks_most(&p->files.arch) : 1;
-    if (status == STATUS_OK && o->tp != OPTIONS_UNSET && o->tp > most)
+    if (status == STATUS_OK && n_ranks > most)
         status = status_fail(why, STATUS_BAD_OPTION, "--tp %d: this model can be split over 1 to %d ranks",
-                             o->tp, most);
+                             n_ranks, most);
     if (status != STATUS_OK) return status;
     if (p->policy.dense_layers > p->files.arch.n_layers) p->policy.dense_layers = p->files.arch.n_layers;
     bool gpu = p->machine.flops_s > 0; /* the others read the weights as stored */
@@ -241,7 +241,7 @@ int cmd_plan(const struct options *o, const struct comm_world *w)
 {
     struct plan p = {.o = o};
     struct reason why;
-    enum status status = open_plan(&p, &why);
+    enum status status = open_plan(&p, w->size, &why);
     if (status != STATUS_OK) {
         device_close(p.setup.options.device);
         return session_fail(w, status, &why);

@@ -92,6 +92,12 @@ def test_only_retro_has_a_window():
     assert [x["ranks"] for x in plan(*words, "--window", 16)] == [wide["ranks"]] * 3
 
 
+def test_ranks_are_those_that_were_started():
+    words = ("plan", "--model", SHAPES / "smollm2-135m", "--contexts", 64, "--policy", "dense", "--json")
+    tp = [json.loads(cli.run_ok(*words, *more, ranks=3).stdout)["tp"] for more in ((), ("--tp", 2))]
+    assert tp == [3, 2]
+
+
 def test_uneven_ranks_are_shown_apart():
     text = cli.run_ok("plan", "--model", SHAPES / "smollm2-135m", "--tp", 2).stdout.decode()
     assert "rank 0 " in text and "rank 1 " in text
