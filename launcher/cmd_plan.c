@@ -56,6 +56,13 @@ static enum status open_plan(struct plan *p, int started, struct reason *why)
                              n_ranks, most);
     if (status != STATUS_OK) return status;
     if (p->policy.dense_layers > p->files.arch.n_layers) p->policy.dense_layers = p->files.arch.n_layers;
+    for (int i = 0; i < p->contexts.n; i++)
+        if (p->contexts.value[i] > p->files.arch.context)
+            LOG_WARN("--contexts %d: the model's own limit is %d, generate and serve refuse more",
+                     p->contexts.value[i], p->files.arch.context);
+    if (o->given.policy && !o->json)
+        LOG_WARN("--policy %s chooses among the lines of --json: this table has dense, quest and retro",
+                 policy_kind_name(p->policy.kind));
     bool gpu = p->machine.flops_s > 0; /* the others read the weights as stored */
     p->setup.files = &p->files;
     p->setup.machine = &p->machine;

@@ -98,6 +98,15 @@ def test_ranks_are_those_that_were_started():
     assert tp == [3, 2]
 
 
+def test_what_the_table_does_not_say_is_warned_of():
+    def warnings(*words):
+        return cli.run_ok("plan", "--model", SHAPES / "smollm2-135m", *words).stderr.decode()
+
+    assert "--contexts 8193: the model's own limit is 8192" in warnings("--contexts", "8192,8193")
+    assert "--policy streaming chooses" in warnings("--contexts", "8192", "--policy", "streaming")
+    assert warnings("--contexts", "8192", "--policy", "streaming", "--json") == warnings("--contexts", "8192") == ""
+
+
 def test_uneven_ranks_are_shown_apart():
     text = cli.run_ok("plan", "--model", SHAPES / "smollm2-135m", "--tp", 2).stdout.decode()
     assert "rank 0 " in text and "rank 1 " in text
