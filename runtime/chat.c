@@ -199,6 +199,8 @@ static void render_chatml(const struct chat_template *c, const struct chat_messa
         struct span content = span_of(m[i].content);
         if (c->shape->reasoning && is_role(&m[i], "assistant"))
             qwen3_assistant(out, content, i > query, i == n - 1);
+        else if (c->shape->drop_reasoning && is_role(&m[i], "assistant"))
+            chatml_turn(out, "assistant", strip_newlines(behind_last(content, "</think>"), true, false));
         else chatml_turn(out, m[i].role, content);
     }
 }

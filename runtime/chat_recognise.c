@@ -97,7 +97,20 @@ static bool read_turn(const struct recogniser *r, const struct chat_tag *tag, st
 }
 
 /* ------------------------------------------------------------------------------------------ families */
-/* bos_token on its own stands before everything; anywhere else it is refused. */
+/* The first literal of tag i, "" when it begins with something else. */
+static const char *leading_literal(const struct recogniser *r, int i)
+{
+    const char *text = i >= 0 && r->scan.tags[i].n_terms ? r->scan.tags[i].terms[0].literal : NULL;
+    return text ? text : "";
+}
+
+/* Contents are cut at </think>. */
+static bool cuts_reasoning(const struct recogniser *r)
+{
+    return has(r, "split('</think>')") || has(r, "split(\"</think>\")");
+}
+
+/* bos_token stands before everything, wherever a template writes it. */
 static enum status read_bos(struct recogniser *r)
 {
     int at;
@@ -120,10 +133,20 @@ static enum status recognise_chatml(struct recogniser *r)
     shape->reasoning = has(r, "reasoning_content");
     if (shape->reasoning && (!has(r, "not loop.last and reasoning_content") || !has(r, "last_query_index")))
         return refuse(r, "treats reasoning in a way that is not covered");
-    int at;
-    for (int i = 0; i < r->scan.n_tags; i++)
-        if (chat_tag_count(&r->scan.tags[i], CHAT_TERM_CONTENT, &at) && r->scan.tags[i].terms[at].trim)
-            return refuse(r, "trims contents, which is not covered for ChatML");
+    shape->drop_reasoning = !shape->reasoning && has(r, "split('</think>')[-1].lstrip('\\n')"); /* QwQ */
+    if (!shape->reasoning && !shape->drop_reasoning && cuts_reasoning(r))
+        return refuse(r, "treats reasoning in a way that is not covered");
+    int at, bos;
+    for (int i = 0; i < r->scan.n_tags; i++) {
+        const struct chat_tag *tag = &r->scan.tags[i];
+        if (tag->n_terms == 1 && tag->terms[0].kind == CHAT_TERM_SYSTEM && !*tag->set &&
+            strcmp(leading_literal(r, i - 1), "<|im_start|>system\n")) /* Yi writes it bare */
+            return refuse(r, "places the system message its own way");
+        if (!chat_tag_count(tag, CHAT_TERM_CONTENT, &at)) continue;
+        if (tag->terms[at].trim) return refuse(r, "trims contents, which is not covered for ChatML");
+        if (!*tag->set && chat_tag_count(tag, CHAT_TERM_BOS, &bos))
+            return refuse(r, "writes bos_token into messages");
+    }
     for (int from = 0; from < r->scan.n_tags && !r->c->default_system; from++) {
         char *text = chat_tag_literal(&r->scan.tags[from]);
         size_t n = text ? strlen(text) : 0, n_begin = strlen(system_begin), n_end = strlen(system_end);
@@ -147,6 +170,7 @@ static enum status recognise_llama3(struct recogniser *r)
 {
     r->c->format = CHAT_LLAMA3;
     r->c->shape->trim = has(r, "trim");
+    if (cuts_reasoning(r)) return refuse(r, "treats reasoning in a way that is not covered");
     if (has(r, "Today Date")) {
         char *cutting = find_literal(r, 0, "Cutting Knowledge Date: "),
              *today = find_literal(r, 0, "Today Date: ");
@@ -165,6 +189,9 @@ static enum status recognise_llama3(struct recogniser *r)
         free(date);
         if (!complete) return refuse(r, "has a date line without a date in it");
     }
+    for (int i = 0; i < r->scan.n_tags && !r->c->shape->system_lines; i++)
+        if (r->scan.tags[i].n_terms == 1 && strstr(leading_literal(r, i), "<|start_header_id|>system"))
+            return refuse(r, "has a system block of its own");
     read_generation(r, "<|start_header_id|>assistant<|end_header_id|>\n\n");
     return read_bos(r);
 }

@@ -22,7 +22,7 @@ struct chat_shape {
     bool system_last;    /* the system message goes to the last user turn, not to the first */
     bool trim;           /* Llama 3: contents lose white space at both ends */
     bool reasoning;      /* Qwen3: <think> blocks of earlier turns are dropped, of later ones rewritten */
-    bool drop_reasoning; /* DeepSeek: what an assistant wrote up to </think> is dropped */
+    bool drop_reasoning; /* DeepSeek, QwQ: what an assistant wrote up to </think> is dropped */
     bool join_systems;   /* DeepSeek: several system messages are joined; otherwise the last one counts */
 };
 

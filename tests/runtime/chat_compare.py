@@ -94,6 +94,22 @@ QWEN3 = r"""{%- if messages[0].role == 'system' %}
     {%- endif %}
 {%- endif %}"""
 
+QWQ = r"""{%- if messages[0]['role'] == 'system' %}
+    {{- '<|im_start|>system\n' + messages[0]['content'] + '<|im_end|>\n' }}
+{%- endif %}
+{%- for message in messages %}
+    {%- if (message.role == "user") or (message.role == "system" and not loop.first) %}
+        {{- '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>' + '\n' }}
+    {%- elif message.role == "assistant" and not message.tool_calls %}
+        {%- set content = message.content.split('</think>')[-1].lstrip('\n') %}
+        {{- '<|im_start|>' + message.role + '\n' + content + '<|im_end|>' + '\n' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\n<think>\n' }}
+{%- endif %}
+"""
+
 LLAMA3 = (
     "{% set loop_messages = messages %}{% for message in loop_messages %}{% set content = '<|start_header_id|>' + "
     "message['role'] + '<|end_header_id|>\n\n'+ message['content'] | trim + '<|eot_id|>' %}{% if loop.index0 == 0 %}"
@@ -203,6 +219,7 @@ TEMPLATES = {
                "chatml"),
     "qwen3": (QWEN3.replace("THINK", ""), "chatml"),
     "qwen3-thinking": (QWEN3.replace("THINK", r"<think>\n"), "chatml"),
+    "qwq": (QWQ, "chatml"),
     "llama3": (LLAMA3, "llama3"),
     "llama3.1": (LLAMA31, "llama3"),
     "llama3.2": (LLAMA32, "llama3"),
@@ -344,6 +361,21 @@ def test_real_smollm2(program):
     tool.close()
 
 
+# Yi 1.5, a Llama 3 with a block for a system message that is not there, and Nemotron's reasoning.
+YI = (
+    "{% if messages[0]['role'] == 'system' %}{% set system_message = messages[0]['content'] %}{% endif %}{% if "
+    "system_message is defined %}{{ system_message }}{% endif %}{% for message in messages %}{% set content = "
+    "message['content'] %}{% if message['role'] == 'user' %}{{ '<|im_start|>user\n' + content + '<|im_end|>\n"
+    "<|im_start|>assistant\n' }}{% elif message['role'] == 'assistant' %}{{ content + '<|im_end|>' + '\n' }}{% endif %}"
+    "{% endfor %}")
+LLAMA3_BLOCK = (
+    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{% set system_message = messages[0]['content'] | trim %}"
+    "{% set messages = messages[1:] %}{% else %}{% set system_message = '' %}{% endif %}"
+    "{{ '<|start_header_id|>system<|end_header_id|>\n\n' }}{{ system_message }}{{ '<|eot_id|>' }}"
+    + LLAMA3[LLAMA3.index("{% for message"):].replace("loop_messages", "messages"))
+LLAMA3_REASONING = LLAMA3.replace("{% set content = '<|start", "{% set said = message['content'].split('</think>')[-1] %}"
+                                  "{% set content = '<|start").replace("message['content'] | trim", "said | trim")
+
 FOREIGN = {
     "gemma": "{{ bos_token }}{% for message in messages %}{{ '<start_of_turn>' + message['role'] }}{% endfor %}",
     "phi4": "{{'<|im_start|>' + message['role'] + '<|im_sep|>' + message['content'] + '<|im_end|>'}}",
@@ -353,6 +385,11 @@ FOREIGN = {
     "deepseek-v3": "{{'<｜User｜>' + message['content'] + '<｜Assistant｜>'}}{{content + '<｜end▁of▁sentence｜>'}}",
     "trimming": SMOLLM2.replace("message['content']", "message['content'] | trim"),
     "reasoning": QWEN3.replace("not loop.last and reasoning_content", "true"),
+    "reasoning-chatml": QWQ.replace(".lstrip('\\n')", ".strip()"),
+    "yi": YI,
+    "bos-in-messages": SMOLLM2.replace("{{'<|im_start|>' +", "{{bos_token + '<|im_start|>' +"),
+    "llama3-block": LLAMA3_BLOCK,
+    "llama3-reasoning": LLAMA3_REASONING,
     "dateless": LLAMA31.replace('"26 Jul 2024"', "strftime_now('%d')"),
     "empty": "", "blank": "\n\n", "open": "{{ '<|im_start|>",
 }
