@@ -31,7 +31,7 @@ struct run {
 
 struct outcome {
     int n_tokens;
-    const char *finish; /* "stop", "end of text", "max-tokens", "context" */
+    const char *finish; /* "stop", "end of text", "max-tokens", "context"; NULL: logits that are no numbers */
     double seconds, first_s;
     struct exposure exposure;
 };
@@ -225,6 +225,10 @@ static void decode(struct run *r, struct generation *g, const struct engine_outp
     const char *text;
     done->finish = "max-tokens";
     for (;;) {
+        if (!isfinite(out->best_logit)) { /* then every token drawn is as good as another */
+            done->finish = NULL;
+            break;
+        }
         int32_t token = next_token(r, sampler, out, &g->seq);
         if (done->n_tokens++ == 0) done->first_s = (double)(clock_us() - g->started_us) * 1e-6;
         if (is_end(r, token)) {
@@ -250,7 +254,8 @@ static void decode(struct run *r, struct generation *g, const struct engine_outp
     sampler_close(sampler);
 }
 
-static void run_once(struct run *r, int capacity, struct outcome *done, struct buffer *answer)
+static enum status run_once(struct run *r, int capacity, struct outcome *done, struct buffer *answer,
+                            struct reason *why)
 {
     struct generation g;
     *done = (struct outcome){0};
@@ -261,7 +266,13 @@ static void run_once(struct run *r, int capacity, struct outcome *done, struct b
     decode(r, &g, out, done, answer);
     done->seconds = (double)(clock_us() - g.prefilled_us) * 1e-6;
     generation_exposure(g.engine, g.seq.slot, &done->exposure);
+    int n_tokens = g.seq.n_tokens;
     generation_close(&g);
+    if (done->finish) return STATUS_OK;
+    return status_fail(why, STATUS_BAD_MODEL,
+                       "the logits after %d tokens are not finite: is the model's data damaged, or its range "
+                       "beyond --kv-dtype or --act-dtype?",
+                       n_tokens);
 }
 
 static void tell(const struct run *r, const struct outcome *d)
@@ -288,10 +299,10 @@ static enum status run_turn(struct run *r, struct dialogue *d, char *line, int c
     if (status != STATUS_OK) return status;
     struct outcome done;
     struct buffer answer = {0};
-    run_once(r, context, &done, &answer);
-    tell(r, &done);
+    status = run_once(r, context, &done, &answer, why);
     d->message[d->n++] = (struct chat_message){"assistant", buffer_take(&answer)};
-    return STATUS_OK;
+    if (status == STATUS_OK) tell(r, &done);
+    return status;
 }
 
 /* Turns of a conversation on a terminal until end of input. */
@@ -346,8 +357,8 @@ static enum status lead(struct run *r, int context, struct reason *why)
     if (r->dialogue) {
         status = run_dialogue(r, context, why);
     } else {
-        run_once(r, context, &done, NULL);
-        tell(r, &done);
+        status = run_once(r, context, &done, NULL, why);
+        if (status == STATUS_OK) tell(r, &done);
     }
     if (r->o->record) {
         enum status closed = record_close(&r->recording, status == STATUS_OK ? why : NULL);

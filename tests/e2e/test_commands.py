@@ -171,6 +171,22 @@ def test_bad_folders_exit_with_3(real_model, tmp_path):
     cli.one_line(generate(tmp_path / "nowhere", "--prompt", "x"), 3, "nowhere")
 
 
+def test_logits_that_are_no_numbers_are_no_text(tiny, tmp_path):
+    """Weights of NaN, as a damaged file or an overflow leaves them: refused, greedy or drawn, on any rank."""
+    folder = tmp_path / "model"
+    shutil.copytree(tiny(family="llama3", dtype="f32"), folder)
+    raw = bytearray((folder / "model.safetensors").read_bytes())
+    n = int.from_bytes(raw[:8], "little")
+    first, end = json.loads(raw[8 : 8 + n])["model.norm.weight"]["data_offsets"]
+    raw[8 + n + first : 8 + n + end] = b"\xff" * (end - first)
+    (folder / "model.safetensors").write_bytes(raw)
+    for words in ((), ("--temperature", "1"), ("--temperature", "1", "--top-k", "5")):
+        for ranks in (1, 2):
+            done = generate(folder, "--prompt", "a", "--max-tokens", "4", *words, ranks=ranks)
+            cli.one_line(done, 3, "the logits after 2 tokens are not finite")
+            assert done.stdout == b""
+
+
 @pytest.mark.skipif(os.environ.get("RETRO_REAL_GPU") == "1", reason="a GPU is here")
 def test_no_gpu_here(real_model):
     """Built without CUDA, or with it on a machine without a GPU: one line either way."""
