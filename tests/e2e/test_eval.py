@@ -47,6 +47,13 @@ def test_a_budget_of_tokens_is_named(tiny, ids):
     assert "window 2, budget 12 tokens\n" in text and "window 2, budget 0.5\n" in text
 
 
+def test_threads_are_those_that_ran(tiny, ids):
+    folder, tokens = tiny(**SHAPES["llama3-gqa"]), ids(320, 50)
+    assert cli.evaluate(folder, tokens, 40, 2, threads=3)["threads"] == 3
+    auto = cli.evaluate(folder, tokens, 40, 2)
+    assert auto["threads"] > 0 and f"{auto['threads']} thread" in auto["device"]
+
+
 def test_greedy_policies_each_go_their_own_way(tiny, ids):
     folder, tokens = tiny(**SHAPES["llama3-gqa"]), ids(320, 200)
     run = dict(page_size=4, block_size=16, kv_dtype="f32", greedy=True)
