@@ -163,6 +163,11 @@ struct matrix {
 
 struct device; /* context: threads (cpu) or stream, handles (cuda) */
 
+/* What attention is computed for, on every device: elements of a head, query heads of a kv head, and the product. */
+#define HEAD_DIM_MAX 256
+#define GROUP_MAX 64
+#define GROUP_ELEMENTS_MAX 12288
+
 /* value and index of the largest logit of a row; the lower index wins a tie */
 struct best {
     float value;

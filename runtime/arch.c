@@ -12,6 +12,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "kernels/kernels.h"
 #include "runtime/base/die.h"
 #include "runtime/fields.h"
 #include "runtime/rope.h"
@@ -20,7 +21,6 @@
 #define FFN_MAX (1 << 24)
 #define VOCAB_MAX (1 << 24)
 #define HEADS_MAX (1 << 14)
-#define HEAD_DIM_MAX (1 << 13)
 #define CONTEXT_MAX (1 << 28)
 #define CONFIG_BYTES_MAX ((size_t)16 << 20) /* published ones have a few KiB */
 
@@ -143,7 +143,7 @@ static void read_sizes(struct arch *a, const struct family *family, struct field
         fields_fail(f, "num_key_value_heads",
                     "does not divide num_attention_heads (%d); with none given it is %d", a->n_heads,
                     fallback);
-    a->head_dim = fields_int(f, "head_dim", family->head_dim, 1, HEAD_DIM_MAX);
+    a->head_dim = fields_int(f, "head_dim", family->head_dim, 1, HIDDEN_MAX);
     if (a->head_dim == 0) {
         if (a->hidden % a->n_heads != 0)
             fields_fail(f, "hidden_size",
@@ -151,10 +151,17 @@ static void read_sizes(struct arch *a, const struct family *family, struct field
         a->head_dim = a->hidden / a->n_heads;
     }
     if (a->head_dim % 2 != 0 || a->head_dim < 2 || a->head_dim > HEAD_DIM_MAX)
-        fields_fail(f, "head_dim", "is %d here; rotary positions need an even number from 2 to %d",
+        fields_fail(f, "head_dim", "is %d here; attention is computed for an even number from 2 to %d",
                     a->head_dim, HEAD_DIM_MAX);
     if ((int64_t)a->n_heads * a->head_dim > HIDDEN_MAX)
         fields_fail(f, "num_attention_heads", "times head_dim (%d) exceeds %d", a->head_dim, HIDDEN_MAX);
+    if (f->status != STATUS_OK) return;
+    int group = a->n_heads / a->n_kv_heads, most = GROUP_ELEMENTS_MAX / a->head_dim;
+    if (most > GROUP_MAX) most = GROUP_MAX;
+    if (group > most)
+        fields_fail(f, "num_attention_heads",
+                    "are %d for each kv head; attention is computed for at most %d of head_dim %d", group,
+                    most, a->head_dim);
 }
 
 static void read_biases(struct arch *a, const struct family *family, struct fields *f)

@@ -20,7 +20,7 @@
 
 enum {
     BLOCK_QUERIES = 192,
-    BLOCK_FLOATS = BLOCK_QUERIES * 64,
+    BLOCK_FLOATS = GROUP_ELEMENTS_MAX,
     ROOM_FLOATS = BLOCK_FLOATS + 15 * TILE_MAX_E, /* AMX takes queries by sixteens */
 };
 

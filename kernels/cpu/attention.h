@@ -23,10 +23,10 @@
 #include "kernels/kernels.h"
 
 enum {
-    TILE_COLS = 64,   /* rows of the cache in a tile */
-    TILE_DEPTH = 64,  /* elements of a row that are transposed at once: 16 KiB of f32, half a small L1 */
-    TILE_MAX_E = 256, /* head width */
-    TILE_MAX_G = 64,  /* query heads per kv head */
+    TILE_COLS = 64,  /* rows of the cache in a tile */
+    TILE_DEPTH = 64, /* elements of a row that are transposed at once: 16 KiB of f32, half a small L1 */
+    TILE_MAX_E = HEAD_DIM_MAX,
+    TILE_MAX_G = GROUP_MAX,
 };
 
 /* Queries for summaries with codes, rounded to eight bits: q_e is about scale * code_e. `length` codes a query:
