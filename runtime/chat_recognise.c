@@ -100,7 +100,8 @@ static bool read_turn(const struct recogniser *r, const struct chat_tag *tag, st
 /* The first literal of tag i, "" when it begins with something else. */
 static const char *leading_literal(const struct recogniser *r, int i)
 {
-    const char *text = i >= 0 && r->scan.tags[i].n_terms ? r->scan.tags[i].terms[0].literal : NULL;
+    const char *text =
+        i >= 0 && i < r->scan.n_tags && r->scan.tags[i].n_terms ? r->scan.tags[i].terms[0].literal : NULL;
     return text ? text : "";
 }
 
@@ -121,6 +122,16 @@ static enum status read_bos(struct recogniser *r)
         r->c->shape->bos_first = true;
     }
     return STATUS_OK;
+}
+
+/* Tag i ends a message and nothing, not even a line's end in the template, comes before the next tag. */
+static bool ends_bare(const struct recogniser *r, int i)
+{
+    const struct chat_tag *tag = &r->scan.tags[i];
+    const struct chat_term *last = &tag->terms[tag->n_terms - 1];
+    if (last->kind != CHAT_TERM_EOS && !(last->literal && !strcmp(last->literal, "<|im_end|>"))) return false;
+    const char *end = strstr(r->template + tag->at, "}}");
+    return end && end[2] == '{' && *leading_literal(r, i + 1) != '\n';
 }
 
 static enum status recognise_chatml(struct recogniser *r)
@@ -146,6 +157,7 @@ static enum status recognise_chatml(struct recogniser *r)
         if (tag->terms[at].trim) return refuse(r, "trims contents, which is not covered for ChatML");
         if (!*tag->set && chat_tag_count(tag, CHAT_TERM_BOS, &bos))
             return refuse(r, "writes bos_token into messages");
+        if (!*tag->set && ends_bare(r, i)) return refuse(r, "ends messages without a new line");
     }
     for (int from = 0; from < r->scan.n_tags && !r->c->default_system; from++) {
         char *text = chat_tag_literal(&r->scan.tags[from]);

@@ -220,6 +220,10 @@ TEMPLATES = {
     "qwen3": (QWEN3.replace("THINK", ""), "chatml"),
     "qwen3-thinking": (QWEN3.replace("THINK", r"<think>\n"), "chatml"),
     "qwq": (QWQ, "chatml"),
+    "chatml-lines": (  # the new line behind <|im_end|> is the template's own, or a tag's
+        "{% for message in messages %}\n{{'<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>'}}\n"
+        "{% endfor %}\n{% if add_generation_prompt %}\n{{ '<|im_start|>assistant\\n' }}{% endif %}", "chatml"),
+    "chatml-tags": (SMOLLM2.replace("'<|im_end|>' + '\n'}}", "'<|im_end|>'}}{{ '\n' }}"), "chatml"),
     "llama3": (LLAMA3, "llama3"),
     "llama3.1": (LLAMA31, "llama3"),
     "llama3.2": (LLAMA32, "llama3"),
@@ -388,6 +392,8 @@ FOREIGN = {
     "reasoning-chatml": QWQ.replace(".lstrip('\\n')", ".strip()"),
     "yi": YI,
     "bos-in-messages": SMOLLM2.replace("{{'<|im_start|>' +", "{{bos_token + '<|im_start|>' +"),
+    "no-new-line": SMOLLM2.replace("'<|im_end|>' + '\n'}}", "'<|im_end|>'}}"),
+    "no-new-line-eos": SMOLLM2.replace("'<|im_end|>' + '\n'}}", "eos_token}}"),
     "llama3-block": LLAMA3_BLOCK,
     "llama3-reasoning": LLAMA3_REASONING,
     "dateless": LLAMA31.replace('"26 Jul 2024"', "strftime_now('%d')"),
