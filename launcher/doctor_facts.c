@@ -81,7 +81,7 @@ static bool largest_weights(const char *dir, char *path, size_t bytes, int64_t *
         snprintf(path, bytes, "%s", candidate);
     }
     closedir(d);
-    if (*size < 0) errno = ENOENT;
+    if (*size < 0) errno = 0; /* the folder is there */
     return *size >= 0;
 }
 
@@ -93,7 +93,8 @@ void doctor_read_file(struct doctor_facts *f, const char *dir, const struct comm
     int file = -1;
     if (largest_weights(dir, path, sizeof path, &size)) file = open(path, O_RDONLY | O_CLOEXEC);
     if (file < 0) {
-        snprintf(f->file_error, sizeof f->file_error, "%.100s: %.50s", dir, strerror(errno));
+        snprintf(f->file_error, sizeof f->file_error, "%.100s: %.50s", dir,
+                 errno ? strerror(errno) : "holds no *.safetensors that can be read");
         return;
     }
     char *buffer = malloc(CHUNK);

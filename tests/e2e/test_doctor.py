@@ -42,6 +42,15 @@ def test_alone():
     assert text.splitlines()[-1] in ("ok", "warn") and "memory speed" in text
 
 
+def test_what_is_wrong_with_the_folder(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").touch()
+    for name, words in (("empty", "holds no *.safetensors"), ("file", "Not a directory"), ("none", "No such file")):
+        code, report = doctor("--model", tmp_path / name)
+        found = line(report, "model files")
+        assert code == 5 and found["verdict"] == "fail" and words in found["text"], found
+
+
 # Rank 1's wall clock goes LATE_US ahead of the others'.
 LATE = r"""
 #define _GNU_SOURCE
