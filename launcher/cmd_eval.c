@@ -95,6 +95,9 @@ static enum status read_request(const struct session *s, struct eval_request *q,
         return status_fail(why, STATUS_TOO_LONG,
                            "--prompt %d and --steps %d: %ld tokens, the context limit is %ld", q->n_prompt,
                            q->n_steps, total, limit);
+    if (limit > s->files.arch.context)
+        LOG_WARN("--max-context %d: the model's own limit is %d, positions beyond it are out of its range",
+                 o->max_context, s->files.arch.context);
     *context = o->max_context == OPTIONS_UNSET ? (int)total : o->max_context;
     return STATUS_OK;
 }

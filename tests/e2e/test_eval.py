@@ -47,6 +47,13 @@ def test_a_budget_of_tokens_is_named(tiny, ids):
     assert "window 2, budget 12 tokens\n" in text and "window 2, budget 0.5\n" in text
 
 
+def test_context_beyond_the_model_is_warned_of(tiny, ids):
+    words = ("eval", "--model", tiny(family="llama3", context=64), "--tokens", ids(512, 100), "--steps", 10, "--json")
+    cli.one_line(cli.run(*words, "--prompt", 60), 2, "70 tokens, the context limit is 64")
+    beyond, within = (cli.run_ok(*words, "--prompt", p, "--max-context", c) for p, c in ((60, 80), (50, 64)))
+    assert b"--max-context 80: the model's own limit is 64" in beyond.stderr and b"own limit" not in within.stderr
+
+
 def test_threads_are_those_that_ran(tiny, ids):
     folder, tokens = tiny(**SHAPES["llama3-gqa"]), ids(320, 50)
     assert cli.evaluate(folder, tokens, 40, 2, threads=3)["threads"] == 3
