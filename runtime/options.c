@@ -119,7 +119,7 @@ static enum status set_value(struct options *o, const struct row *r, const char 
     case KIND_FLAG: {
         int yes = choice_index("false|true", text);
         if (yes < 0)
-            return status_fail(why, STATUS_BAD_OPTION, "%s = %s: expected true or false", r->flag, text);
+            return status_fail(why, STATUS_BAD_OPTION, "--%s=%s: expected true or false", r->flag, text);
         *(bool *)field = yes;
         return STATUS_OK;
     }

@@ -245,7 +245,7 @@ static void bad_words(void **state)
     REFUSED("no such option", CMD_GENERATE, "--=4");
     REFUSED("--window: given twice", CMD_GENERATE, "--window", "4", "--window", "4");
     REFUSED("--chat: given twice", CMD_GENERATE, "--chat", "--chat");
-    REFUSED("expected true or false", CMD_GENERATE, "--chat=yes");
+    REFUSED("--chat=yes: expected true or false", CMD_GENERATE, "--chat=yes");
     REFUSED("--seed: needs a value", CMD_GENERATE, "--seed");
     REFUSED("--dump-logits: not an option of this command", CMD_GENERATE, "--dump-logits", "f");
     char *argv[WORDS_MAX] = {"retro", "generate"};
