@@ -269,10 +269,7 @@ static enum status run_once(struct run *r, int capacity, struct outcome *done, s
     int n_tokens = g.seq.n_tokens;
     generation_close(&g);
     if (done->finish) return STATUS_OK;
-    return status_fail(why, STATUS_BAD_MODEL,
-                       "the logits after %d tokens are not finite: is the model's data damaged, or its range "
-                       "beyond --kv-dtype or --act-dtype?",
-                       n_tokens);
+    return status_fail(why, STATUS_BAD_MODEL, "the logits after %d tokens are " ENGINE_NOT_FINITE, n_tokens);
 }
 
 static void tell(const struct run *r, const struct outcome *d)

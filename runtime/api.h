@@ -97,7 +97,8 @@ void api_answer_token(struct api_answer *w, int prompt, const struct service_tok
 void api_answer_end(struct api_answer *w, int prompt, const struct service_end *e, struct buffer *out);
 /* True when this was the last prompt: then a stream's last events (usage, [DONE]) were appended. */
 bool api_answer_done(struct api_answer *w, int prompt, const struct service_usage *u, struct buffer *out);
-/* The whole response after the last done; false: it was cut off by the shutdown, *e says so. */
+/* The whole response after the last done; false: the shutdown (503) or logits that are no numbers
+ * (500) cut it off, *e says so. */
 bool api_answer_write(struct api_answer *w, struct buffer *out, struct api_error *e);
 
 /* ------------------------------------------------------------------------------------------ beside generation */

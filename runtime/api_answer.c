@@ -8,6 +8,7 @@
 
 #include "runtime/api_parts.h"
 #include "runtime/base/die.h"
+#include "runtime/engine.h"
 #include "runtime/utf8.h"
 
 struct written { /* one choice */
@@ -27,7 +28,7 @@ struct api_answer {
     struct buffer head;         /* of an event, up to the number of its choice */
     struct written *choice;     /* (n_prompts * n) */
     int n_left;                 /* prompts that are not done */
-    bool cut;                   /* by the shutdown */
+    bool cut, failed;           /* by the shutdown; its logits were no numbers */
     bool repeatable;            /* nothing measured is written */
     struct service_usage usage; /* sums */
     double kv_read;             /* sum of share * tokens */
@@ -259,7 +260,8 @@ void api_answer_end(struct api_answer *w, int prompt, const struct service_end *
     int i = prompt * w->r->n + e->choice;
     struct written *c = &w->choice[i];
     if (e->reason != SERVICE_FINISH_STOP && e->reason != SERVICE_FINISH_LENGTH) {
-        w->cut = true;
+        if (e->reason == SERVICE_FINISH_FAILED) w->failed = true;
+        else w->cut = true;
         return;
     }
     begin(w, i, out);
@@ -295,9 +297,13 @@ static void write_usage(const struct api_answer *w, struct buffer *out)
     api_write_format(out, "}}");
 }
 
-static void shutdown_error(struct api_error *e)
+/* False when the answer is not whole. */
+static bool is_whole(const struct api_answer *w, struct api_error *e)
 {
-    api_error_set(e, 503, "shutting_down", NULL, "the server is shutting down: the answer was cut off");
+    if (w->failed) api_error_set(e, 500, "not_finite", NULL, "the model's logits are " ENGINE_NOT_FINITE);
+    else if (w->cut)
+        api_error_set(e, 503, "shutting_down", NULL, "the server is shutting down: the answer was cut off");
+    return !w->failed && !w->cut;
 }
 
 bool api_answer_done(struct api_answer *w, int prompt, const struct service_usage *u, struct buffer *out)
@@ -317,9 +323,8 @@ bool api_answer_done(struct api_answer *w, int prompt, const struct service_usag
     if (u->decode_us > sum->decode_us) sum->decode_us = u->decode_us;
     if (--w->n_left > 0) return false;
     if (!w->r->stream) return true;
-    if (w->cut) {
-        struct api_error e;
-        shutdown_error(&e);
+    struct api_error e;
+    if (!is_whole(w, &e)) {
         api_write_format(out, "data: ");
         api_error_write(&e, out);
         api_write_format(out, "\n\n");
@@ -339,10 +344,7 @@ bool api_answer_done(struct api_answer *w, int prompt, const struct service_usag
 bool api_answer_write(struct api_answer *w, struct buffer *out, struct api_error *e)
 {
     ASSERT(w->n_left == 0);
-    if (w->cut) {
-        shutdown_error(e);
-        return false;
-    }
+    if (!is_whole(w, e)) return false;
     buffer_append(out, "{", 1);
     buffer_append(out, w->head.bytes, w->head.n);
     api_write_format(out, ", \"choices\": [");

@@ -191,6 +191,11 @@ bool batch_job_record(struct batch_job *j, const struct batch_work *b, struct bu
         return true;
     }
     bool whole = api_answer_write(j->answer, &body, &cut);
+    if (!whole && cut.http == 500) { /* doing it again would end the same way */
+        *is_error = true;
+        batch_job_error_record(b, j->line, j->custom_id, &cut, out);
+        return true;
+    }
     if (whole) {
         char id[ID_DIGITS + 1];
         make_id(b, j->line, id);

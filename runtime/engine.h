@@ -31,6 +31,10 @@ const struct step_limits *engine_limits(const struct engine *e);
 double engine_token_bytes(const struct engine *e);
 double engine_summary_bytes(const struct engine *e);
 
+/* What to say of an output whose best_logit is not finite: every token drawn would be as good as another. */
+#define ENGINE_NOT_FINITE                                                                                    \
+    "not finite: is the model's data damaged, or its range beyond --kv-dtype or --act-dtype?"
+
 /* One output: a row that the plan wanted something of, in plan order. */
 struct engine_output {
     int seq;      /* index into step->seq */

@@ -1,5 +1,6 @@
 #include "runtime/request.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -107,6 +108,10 @@ bool request_draw(struct choice *c, const struct request_tools *t, const struct 
 {
     struct request *r = c->request;
     *end = (struct service_end){.choice = c->index, .reason = SERVICE_FINISH_STOP, .stop_token = -1};
+    if (!isfinite(out->best_logit)) {
+        end->reason = SERVICE_FINISH_FAILED;
+        return false;
+    }
     if (!draw(c, t, out, token)) return false;
     if (!r->first_us) r->first_us = clock_us();
     c->n_drawn++;

@@ -43,7 +43,8 @@ struct service {
 
 const char *service_finish_name(enum service_finish f)
 {
-    static const char *const names[SERVICE_FINISH_COUNT] = {"stop", "length", "cancelled", "shutdown"};
+    static const char *const names[SERVICE_FINISH_COUNT] = {"stop", "length", "cancelled", "shutdown",
+                                                            "failed"};
     ASSERT(f < SERVICE_FINISH_COUNT);
     return names[f];
 }
@@ -374,6 +375,9 @@ static void deliver(struct service *s, const struct engine_result *result)
         s->now.generation_tokens += c->n_drawn - drawn;
         c->request->n_tokens += c->n_drawn - drawn;
         atomic_fetch_add(&s->n_tokens, c->n_drawn - drawn);
+        if (!goes_on && end.reason == SERVICE_FINISH_FAILED && s->now.n_finished[SERVICE_FINISH_FAILED] == 0)
+            LOG_ERROR("the logits of a request are " ENGINE_NOT_FINITE
+                      " Told once: metrics count the others");
         if (goes_on) sched_append(&s->sched, &c->seq, token);
         else finish_choice(s, c, &end);
     }

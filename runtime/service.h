@@ -45,9 +45,11 @@ enum service_finish {
     SERVICE_FINISH_LENGTH,    /* max_tokens or the context is full */
     SERVICE_FINISH_CANCELLED, /* service_cancel */
     SERVICE_FINISH_SHUTDOWN,  /* the drain's deadline passed, or service_close */
+    SERVICE_FINISH_FAILED,    /* the logits are no numbers */
     SERVICE_FINISH_COUNT
 };
-const char *service_finish_name(enum service_finish f); /* "stop", "length", "cancelled", "shutdown" */
+const char *
+service_finish_name(enum service_finish f); /* "stop", "length", "cancelled", "shutdown", "failed" */
 
 /* One token of a choice. A token that ends the text (end-of-text, stop token) is counted but not told. */
 struct service_token {

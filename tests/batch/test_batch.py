@@ -133,6 +133,17 @@ def test_empty_inputs(tmp_path, model):
         assert len(read(batch.errors)) == (i == 2)
 
 
+def test_logits_that_are_no_numbers_are_errors(tmp_path, model):
+    """A damaged model gives no text, and running again would give none either."""
+    shutil.copytree(model, tmp_path / "spoilt")
+    tiny_model.spoil(tmp_path / "spoilt")
+    lines = [line("a", prompt="x", max_tokens=3), line("b", prompt=["y", "z"], n=2, temperature=1, max_tokens=3)]
+    batch = make(tmp_path, tmp_path / "spoilt", [text.replace('"tiny"', '"spoilt"') for text in lines])
+    assert batch.run().returncode == 0
+    assert [(r["custom_id"], r["error"]["code"]) for r in read(batch.errors)] == [("a", "not_finite"), ("b", "not_finite")]
+    assert batch.results()[0] == b""
+
+
 def generate(model, *words):
     return cli.run_ok("generate", "--model", model, "--max-context", "512", *POLICY, *words).stdout.decode()
 

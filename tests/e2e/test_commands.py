@@ -8,6 +8,7 @@ import subprocess
 import pytest
 
 import cli
+from tools import tiny_model
 
 
 def generate(model, *words, **options):
@@ -175,11 +176,7 @@ def test_logits_that_are_no_numbers_are_no_text(tiny, tmp_path):
     """Weights of NaN, as a damaged file or an overflow leaves them: refused, greedy or drawn, on any rank."""
     folder = tmp_path / "model"
     shutil.copytree(tiny(family="llama3", dtype="f32"), folder)
-    raw = bytearray((folder / "model.safetensors").read_bytes())
-    n = int.from_bytes(raw[:8], "little")
-    first, end = json.loads(raw[8 : 8 + n])["model.norm.weight"]["data_offsets"]
-    raw[8 + n + first : 8 + n + end] = b"\xff" * (end - first)
-    (folder / "model.safetensors").write_bytes(raw)
+    tiny_model.spoil(folder)
     for words in ((), ("--temperature", "1"), ("--temperature", "1", "--top-k", "5")):
         for ranks in (1, 2):
             done = generate(folder, "--prompt", "a", "--max-tokens", "4", *words, ranks=ranks)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from server import cli, wait_until
+from tools import tiny_model
 
 # Longer than any test takes to have seen what it wants to see, on whatever machine.
 LONG = {"max_tokens": 8000, "ignore_eos": True, "temperature": 0}
@@ -217,6 +219,21 @@ def test_ipv6_address(start):
         pytest.skip("no IPv6 here")
     s = start("--host", "::1")
     wait_until(lambda: f"on http://[::1]:{s.port}/" in s.log())
+
+
+def test_logits_that_are_no_numbers_are_an_error(start, tiny_folder, tmp_path):
+    folder = tmp_path / "spoilt"
+    shutil.copytree(tiny_folder, folder)
+    tiny_model.spoil(folder)
+    s = start(model=folder)
+    for fields in ({}, {"temperature": 1}, {"temperature": 1, "top_k": 5}, {"logprobs": True}):
+        status, answer = s.chat("a", max_tokens=4, **fields)
+        assert (status, answer["error"]["code"]) == (500, "not_finite")
+    _, _, text = s.request("/v1/chat/completions", {"model": s.name, "messages": [{"role": "user", "content": "a"}],
+                                                    "max_tokens": 4, "stream": True})
+    assert b'"not_finite"' in text and b"[DONE]" not in text
+    assert s.metrics()['request_success_total{finished_reason="failed"}'] == 5
+    assert s.log().count("not finite") == 1
 
 
 def test_port_in_use(tiny, tiny_folder):

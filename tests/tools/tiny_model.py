@@ -414,6 +414,16 @@ def make(
     return folder
 
 
+def spoil(folder):
+    """Makes the final norm of a folder NaN, as a damaged file or an overflow leaves it: so are all its logits."""
+    path = Path(folder) / "model.safetensors"
+    raw = bytearray(path.read_bytes())
+    n = int.from_bytes(raw[:8], "little")
+    first, end = json.loads(raw[8 : 8 + n])["model.norm.weight"]["data_offsets"]
+    raw[8 + n + first : 8 + n + end] = b"\xff" * (end - first)
+    path.write_bytes(raw)
+
+
 def main(arguments=None):
     p = argparse.ArgumentParser(
         prog="tiny_model.py", description="Makes a random model folder of a given shape."
