@@ -288,6 +288,8 @@ enum status options_parse(struct options *o, int command, int argc, char **argv,
         enum status status = read_config(o, command, why);
         if (status != STATUS_OK) return status;
     }
+    if (o->model && !o->model[0])
+        return status_fail(why, STATUS_BAD_OPTION, "--model: is empty; a model folder is needed");
     apply_preset(o);
     return STATUS_OK;
 }

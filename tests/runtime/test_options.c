@@ -248,6 +248,7 @@ static void bad_words(void **state)
     REFUSED("--chat=yes: expected true or false", CMD_GENERATE, "--chat=yes");
     REFUSED("--seed: needs a value", CMD_GENERATE, "--seed");
     REFUSED("--dump-logits: not an option of this command", CMD_GENERATE, "--dump-logits", "f");
+    REFUSED("--model: is empty", CMD_GENERATE, "--model", "");
     char *argv[WORDS_MAX] = {"retro", "generate"};
     for (int i = 2; i < 2 + OPTIONS_LIST_MAX + 1; i++) argv[i] = "--stop=x";
     struct options o;
