@@ -229,13 +229,21 @@ static int config_line(void *user, const char *section, const char *name, const 
 }
 
 /* inih reads lines by it. Ends at the first bad value; inih would take the rest of a long line for another
- * line. */
+ * line, and what is before a NUL for all of it. */
 static char *read_line(char *text, int size, void *user)
 {
     struct config_reader *c = user;
-    if (c->status != STATUS_OK || !fgets(text, size, c->file)) return NULL;
+    int n = 0, byte = 0;
+    if (c->status != STATUS_OK) return NULL;
+    while (n + 1 < size && byte != '\n' && (byte = getc(c->file)) != EOF) text[n++] = (char)byte;
+    text[n] = 0;
+    if (n == 0) return NULL;
     c->line++;
-    if (strchr(text, '\n') || strlen(text) + 1 < (size_t)size) return text;
+    if (strlen(text) < (size_t)n) {
+        c->status = status_fail(&c->why, STATUS_BAD_OPTION, "has a NUL byte");
+        return NULL;
+    }
+    if (text[n - 1] == '\n' || n + 1 < size) return text;
     c->status = status_fail(&c->why, STATUS_BAD_OPTION, "longer than %d characters", size - 2);
     return NULL;
 }

@@ -50,15 +50,17 @@ static void accept(struct options *o, enum status s)
 /* A file with this text; its name is unlinked by drop_file. */
 static char file_name[64];
 
-static const char *file_of(const char *text)
+static const char *file_of_bytes(const char *text, size_t n)
 {
     strcpy(file_name, "/tmp/test_options_XXXXXX");
     int fd = mkstemp(file_name);
     assert_true(fd >= 0);
-    assert_int_equal(write(fd, text, strlen(text)), strlen(text));
+    assert_int_equal(write(fd, text, n), n);
     close(fd);
     return file_name;
 }
+
+static const char *file_of(const char *text) { return file_of_bytes(text, strlen(text)); }
 
 static void drop_file(void) { unlink(file_name); }
 
@@ -423,6 +425,11 @@ static void bad_files(void **state)
         assert_memory_equal(why.text, file, strlen(file));
         drop_file();
     }
+    static const char nul[] = "window = 4\nsystem = be\0brief\n", late[] = "window = 4\n\0";
+    REFUSED(":2: has a NUL byte", CMD_GENERATE, "--config", file_of_bytes(nul, sizeof nul - 1));
+    drop_file();
+    REFUSED(":2: has a NUL byte", CMD_GENERATE, "--config", file_of_bytes(late, sizeof late - 1));
+    drop_file();
     REFUSED("--config /nowhere/at/all: No such file", CMD_GENERATE, "--config", "/nowhere/at/all");
     REFUSED("--config /tmp: Is a directory", CMD_GENERATE, "--config", "/tmp");
     struct options o;
