@@ -172,9 +172,10 @@ enum status boot_watch(const struct comm_world *w, const struct options *o, int 
 {
     enum { MARGIN_S = 2, LINGER_MAX_S = 30 };
     enum status mine = o->log_dir ? logfile_open(o->log_dir, w, why) : STATUS_OK;
+    if (mine == STATUS_OK && w->rank == 0) mine = failure_check(o, why);
     enum status status = (enum status)comm_world_meet(w, (int)mine, o->start_timeout);
     if (mine != STATUS_OK && w->rank != 0) LOG_WARN("%s", why->text);
-    if (status != STATUS_OK && mine == STATUS_OK)
+    if (status != STATUS_OK && mine == STATUS_OK && w->rank == 0)
         status_fail(why, status, "--log-dir %s: another rank could not make its file there", o->log_dir);
     if (status != STATUS_OK || group == 0) {
         guard_close();

@@ -13,7 +13,7 @@
  * not come up within start_s. */
 void boot_open(struct comm_world *w, double start_s);
 /* Collective: the log files and the heartbeat that the options ask for, in a world dealt into groups of `group`
- * ranks. The same status on every rank. */
+ * ranks. The same status on every rank; why of rank 0. */
 enum status boot_watch(const struct comm_world *w, const struct options *o, int group, struct reason *why);
 /* How long the mpirun that started us needs to notice that a host is gone; 0 when there is none. */
 double boot_mpirun_notices_s(void);

@@ -1,10 +1,13 @@
 #define _GNU_SOURCE
 #include "launcher/failure.h"
 
+#include <errno.h>
+#include <fcntl.h>
 #include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -15,6 +18,22 @@
 
 static char path[4096]; /* "" for no file */
 static int self;
+
+enum status failure_check(const struct options *o, struct reason *why)
+{
+    char part[sizeof path + 32];
+    struct stat st;
+    const char *file = o->failure_file;
+    if (!file || !file[0]) return STATUS_OK;
+    if (lstat(file, &st) == 0 && !S_ISREG(st.st_mode) && !S_ISLNK(st.st_mode)) /* it would be removed */
+        return status_fail(why, STATUS_BAD_OPTION, "--failure-file %s: is not a regular file", file);
+    snprintf(part, sizeof part, "%s.0.part", file); /* as write_file names it */
+    int fd = open(part, O_WRONLY | O_CREAT | O_CLOEXEC, 0666);
+    if (fd < 0) return status_fail(why, STATUS_BAD_OPTION, "--failure-file %s: %s", file, strerror(errno));
+    close(fd);
+    unlink(part);
+    return STATUS_OK;
+}
 
 void failure_open(const struct options *o, const struct comm_world *w)
 {

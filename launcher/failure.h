@@ -8,6 +8,9 @@
 #include "comm/heartbeat.h"
 #include "runtime/options.h"
 
+/* Rank 0: whether --failure-file could be written here; leaves nothing behind. */
+enum status failure_check(const struct options *o, struct reason *why);
+
 /* Finds the file by the options; rank 0 removes what an earlier run left there. */
 void failure_open(const struct options *o, const struct comm_world *w);
 

@@ -142,6 +142,16 @@ def test_bad_options_are_one_line(real_model, words, pattern):
     cli.one_line(generate(real_model, *words), 2, pattern)
 
 
+def test_a_failure_file_that_cannot_be_written_is_refused(tiny, tmp_path):
+    words = (tiny(family="llama3"), "--prompt", "a", "--max-tokens", "1", "--failure-file")
+    for ranks in (1, 2):
+        done = generate(*words, tmp_path / "nowhere" / "f.json", ranks=ranks)
+        cli.one_line(done, 2, "--failure-file .*f.json: No such file")
+    cli.one_line(generate(*words, tmp_path), 2, "--failure-file .*: is not a regular file")
+    assert generate(*words, tmp_path / "f.json").returncode == 0
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_bad_folders_exit_with_3(real_model, tmp_path):
     def broken(change):
         folder = tmp_path / "model"
