@@ -43,6 +43,34 @@ struct dialogue {
     int n;
 };
 
+/* A recording brings its tokens: what says which ones to generate would be ignored. A config file may say it. */
+static enum status check_replay(const struct options *o, struct reason *why)
+{
+    const struct {
+        bool typed;
+        const char *flag;
+    } moot[] = {
+        {o->typed.chat, "chat"},
+        {o->typed.system, "system"},
+        {o->typed.max_tokens, "max-tokens"},
+        {o->typed.max_context, "max-context"},
+        {o->typed.stop, "stop"},
+        {o->typed.ignore_eos, "ignore-eos"},
+        {o->typed.temperature, "temperature"},
+        {o->typed.top_k, "top-k"},
+        {o->typed.top_p, "top-p"},
+        {o->typed.min_p, "min-p"},
+        {o->typed.repetition_penalty, "repetition-penalty"},
+        {o->typed.seed, "seed"},
+    };
+    for (size_t i = 0; i < sizeof moot / sizeof *moot; i++)
+        if (moot[i].typed)
+            return status_fail(why, STATUS_BAD_OPTION,
+                               "--%s and --replay: the recording's tokens are executed; leave one out",
+                               moot[i].flag);
+    return STATUS_OK;
+}
+
 static enum status check_options(const struct options *o, struct reason *why)
 {
     if ((o->prompt != NULL) + (o->prompt_file != NULL) + (o->replay != NULL) > 1)
@@ -50,6 +78,7 @@ static enum status check_options(const struct options *o, struct reason *why)
     if (o->system && !o->chat) return status_fail(why, STATUS_BAD_OPTION, "--system: needs --chat");
     if (o->record && o->replay)
         return status_fail(why, STATUS_BAD_OPTION, "--record and --replay: give one of them");
+    if (o->replay) return check_replay(o, why);
     if (o->temperature == 0 && (o->given.top_p || o->given.min_p || o->given.top_k))
         LOG_WARN("--top-k, --top-p and --min-p have no effect at temperature 0");
     for (int i = 0; i < o->stop.n_items; i++)

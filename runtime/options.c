@@ -292,6 +292,7 @@ enum status options_parse(struct options *o, int command, int argc, char **argv,
         if (status != STATUS_OK) return status;
         *given(o, r) = true;
     }
+    o->typed = o->given;
     if (o->config) {
         enum status status = read_config(o, command, why);
         if (status != STATUS_OK) return status;

@@ -72,8 +72,8 @@ struct options {
 #include "runtime/options.def"
 #undef OPTION
 #undef GROUP
-    } given;     /* on the command line or in the config file */
-    int command; /* its bit */
+    } given, typed; /* given: on the command line or in the config file; typed: on the command line */
+    int command;    /* its bit */
 };
 
 /* Parses argv[first..argc) for the command with bit `command`. Caller closes (also after a failure). */

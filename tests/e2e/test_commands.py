@@ -67,6 +67,17 @@ def test_record_and_replay(real_model, tmp_path):
     cli.one_line(generate(real_model, "--replay", file, "--window", "4"), 2, "--replay", "cut off")
 
 
+def test_replay_refuses_what_it_would_ignore(tiny, tmp_path):
+    model, file, config = tiny(family="llama3"), tmp_path / "steps", tmp_path / "conf"
+    assert generate(model, "--prompt", "a", "--max-tokens", "4", "--record", file).returncode == 0
+    for words in (["--chat"], ["--chat", "--system", "x"], ["--max-tokens", 4], ["--max-context", 64], ["--stop", "x"],
+                  ["--ignore-eos"], ["--temperature", 1], ["--top-k", 1], ["--top-p", 0.5], ["--min-p", 0.5],
+                  ["--repetition-penalty", 2], ["--seed", 1]):
+        cli.one_line(generate(model, "--replay", file, *words), 2, f"{words[0]} and --replay")
+    config.write_text("max-tokens = 9\ntemperature = 1\nstop = x\n")  # of all runs
+    assert generate(model, "--replay", file, "--config", config).returncode == 0
+
+
 def test_info(real_model):
     done = cli.run_ok("info", "--model", real_model, "--tp", 2, "--json")
     info = json.loads(done.stdout)

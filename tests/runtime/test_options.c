@@ -359,6 +359,7 @@ static void file_under_the_command_line(void **state)
     accept(&o, parse(&o, CMD_GENERATE, "--config", file, "--policy", "dense", NULL));
     assert_int_equal(o.window, 8);
     assert_true(o.kv_budget == 0.25 && o.chat && o.given.window && o.given.chat);
+    assert_true(o.typed.policy && !o.typed.window && !o.typed.chat);
     assert_int_equal(o.policy, POLICY_DENSE); /* the command line */
     assert_int_equal(o.stop.n_items, 2);
     assert_string_equal(o.stop.item[1], "two words");
