@@ -102,6 +102,16 @@ def test_distance_from_dense(tiny, ids, tmp_path, ranks):
     assert full["kl"] < 1e-9 and full["top1"] == 1 and full["nll"] == dense["nll"]
 
 
+def test_steps_without_dense_hold_zeros_as_the_help_says(tiny, ids, tmp_path):
+    folder, tokens = tiny(**SHAPES["qwen3-norm"]), ids(320, 200)
+    (quest,) = cli.evaluate_all(folder, tokens, PROMPT, STEPS, **SPARSE, policy="quest", dump_steps=tmp_path / "s.npy")
+    steps = np.load(tmp_path / "s.npy")
+    assert steps.shape == (STEPS, 4) and (steps[:, 1:3] == 0).all()
+    assert steps[:, 0].mean() == pytest.approx(quest["nll"], abs=1e-5) and steps[:, 3].mean() == quest["accuracy"]
+    words = " ".join(cli.run_ok("eval", "--help").stdout.decode().split())
+    assert "KL and the one after it are 0 without --compare" in words
+
+
 class Probed(Decoder):
     """Compares what the first sparse layers' rows got with attention over every page, as --attention-error does."""
 
