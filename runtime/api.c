@@ -118,6 +118,14 @@ bool api_load(const char *body, size_t n, json_t **out, struct api_error *e)
     return false;
 }
 
+bool api_is_model_name(const struct api *a, const char *name, struct api_error *e)
+{
+    if (strcmp(name, a->model) == 0) return true;
+    api_error_set(e, 404, "model_not_found", "model", "model: this server serves \"%s\", not \"%.100s\"",
+                  a->model, name);
+    return false;
+}
+
 bool api_is_model(const struct api *a, const json_t *name, struct api_error *e)
 {
     if (!json_is_string(name)) {
@@ -125,10 +133,7 @@ bool api_is_model(const struct api *a, const json_t *name, struct api_error *e)
                       a->model);
         return false;
     }
-    if (strcmp(json_string_value(name), a->model) == 0) return true;
-    api_error_set(e, 404, "model_not_found", "model", "model: this server serves \"%s\", not \"%.100s\"",
-                  a->model, json_string_value(name));
-    return false;
+    return api_is_model_name(a, json_string_value(name), e);
 }
 
 /* A seed for who does not give one: different every time. */

@@ -102,9 +102,11 @@ bool api_answer_done(struct api_answer *w, int prompt, const struct service_usag
 bool api_answer_write(struct api_answer *w, struct buffer *out, struct api_error *e);
 
 /* ------------------------------------------------------------------------------------------ beside generation */
-/* POST /tokenize and /detokenize; GET /v1/models. */
+/* POST /tokenize and /detokenize; GET /v1/models and /v1/models/NAME. */
 bool api_tokenize(struct api *a, const char *body, size_t n, struct buffer *out, struct api_error *e);
 bool api_detokenize(struct api *a, const char *body, size_t n, struct buffer *out, struct api_error *e);
 void api_models(const struct api *a, int64_t created, struct buffer *out);
+bool api_model_object(const struct api *a, const char *name, int64_t created, struct buffer *out,
+                      struct api_error *e);
 
 #endif

@@ -43,6 +43,7 @@ void api_error_set(struct api_error *e, int http, const char *code, const char *
 /* The body as an object; false: *e is set. The caller decrefs. */
 bool api_load(const char *body, size_t n, json_t **out, struct api_error *e);
 bool api_is_model(const struct api *a, const json_t *name, struct api_error *e);
+bool api_is_model_name(const struct api *a, const char *name, struct api_error *e);
 
 /* api_fields.c: all fields of p->body. */
 void api_read_fields(struct api_parse *p);

@@ -1,4 +1,4 @@
-/* api_tokens.c - /tokenize, /detokenize and /v1/models. Bodies as strict as the others'. */
+/* api_tokens.c - /tokenize, /detokenize and /v1/models[/NAME]. Bodies as strict as the others'. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -111,11 +111,26 @@ bool api_detokenize(struct api *a, const char *body, size_t n, struct buffer *ou
     return !p.failed;
 }
 
-void api_models(const struct api *a, int64_t created, struct buffer *out)
+static void write_model(const struct api *a, int64_t created, struct buffer *out)
 {
-    api_write_format(out, "{\"object\": \"list\", \"data\": [{\"id\": ");
+    api_write_format(out, "{\"id\": ");
     api_write_text(out, a->model, strlen(a->model));
     api_write_format(
-        out, ", \"object\": \"model\", \"created\": %lld, \"owned_by\": \"retro\", \"max_model_len\": %d}]}",
+        out, ", \"object\": \"model\", \"created\": %lld, \"owned_by\": \"retro\", \"max_model_len\": %d}",
         (long long)created, a->o.context);
+}
+
+void api_models(const struct api *a, int64_t created, struct buffer *out)
+{
+    api_write_format(out, "{\"object\": \"list\", \"data\": [");
+    write_model(a, created, out);
+    api_write_format(out, "]}");
+}
+
+bool api_model_object(const struct api *a, const char *name, int64_t created, struct buffer *out,
+                      struct api_error *e)
+{
+    if (!api_is_model_name(a, name, e)) return false;
+    write_model(a, created, out);
+    return true;
 }

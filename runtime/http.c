@@ -19,11 +19,13 @@
 /* ---- routes */
 
 struct route {
-    const char *url, *method;
-    bool open; /* needs no key */
+    const char *url, *method; /* one route a URL */
+    bool open;                /* needs no key */
     enum http_kind kind;
     enum api_endpoint endpoint;                                         /* GENERATE */
     enum MHD_Result (*reply)(struct http *h, struct MHD_Connection *c); /* OTHER */
+    /* OTHER: of all that begin with url; `rest` follows it */
+    enum MHD_Result (*reply_rest)(struct http *h, struct MHD_Connection *c, const char *rest);
 };
 
 static enum MHD_Result reply_health(struct http *h, struct MHD_Connection *c)
@@ -40,21 +42,48 @@ static enum MHD_Result reply_models(struct http *h, struct MHD_Connection *c)
     return http_reply(h, c, 200, "application/json", &body);
 }
 
+static enum MHD_Result reply_model(struct http *h, struct MHD_Connection *c, const char *name)
+{
+    struct buffer body = {0};
+    struct api_error e;
+    if (!api_model_object(h->o.api, name, h->created, &body, &e)) return http_reply_error(h, c, &e, NULL);
+    return http_reply(h, c, 200, "application/json", &body);
+}
+
 static const struct route routes[] = {
     {"/v1/chat/completions", "POST", .kind = HTTP_GENERATE, .endpoint = API_CHAT},
     {"/v1/completions", "POST", .kind = HTTP_GENERATE, .endpoint = API_COMPLETIONS},
     {"/tokenize", "POST", .kind = HTTP_TOKENIZE},
     {"/detokenize", "POST", .kind = HTTP_DETOKENIZE},
     {"/v1/models", "GET", .kind = HTTP_OTHER, .reply = reply_models},
+    {"/v1/models/", "GET", .kind = HTTP_OTHER, .reply_rest = reply_model},
     {"/health", "GET", .open = true, .kind = HTTP_OTHER, .reply = reply_health},
     {"/ready", "GET", .open = true, .kind = HTTP_OTHER, .reply = http_reply_ready},
     {"/metrics", "GET", .open = true, .kind = HTTP_OTHER, .reply = http_reply_metrics},
     {"/", "GET", .open = true, .kind = HTTP_OTHER, .reply = http_reply_page},
 };
 
+/* NULL: nothing is there. */
+static const struct route *find_route(const char *url)
+{
+    for (size_t i = 0; i < sizeof routes / sizeof *routes; i++) {
+        size_t n = strlen(routes[i].url);
+        if (routes[i].reply_rest ? strncmp(url, routes[i].url, n) == 0 && url[n]
+                                 : strcmp(url, routes[i].url) == 0)
+            return &routes[i];
+    }
+    return NULL;
+}
+
 static bool same_method(const char *wanted, const char *method)
 {
     return strcmp(wanted, method) == 0 || (strcmp(wanted, "GET") == 0 && strcmp(method, "HEAD") == 0);
+}
+
+/* For the header Allow. */
+static const char *route_methods(const struct route *r)
+{
+    return strcmp(r->method, "GET") == 0 ? "GET, HEAD" : r->method;
 }
 
 /* Compares all of it whatever the first difference: the time tells nothing about a key. */
@@ -81,17 +110,11 @@ static bool may_enter(const struct http *h, struct MHD_Connection *c)
 static bool may_go_on(struct http *h, struct MHD_Connection *c, const char *url, const char *method,
                       const struct route **route, struct api_error *e)
 {
-    bool known = false;
-    *route = NULL;
-    for (size_t i = 0; i < sizeof routes / sizeof *routes && !*route; i++) {
-        if (strcmp(routes[i].url, url) != 0) continue;
-        known = true;
-        if (same_method(routes[i].method, method)) *route = &routes[i];
-    }
+    *route = find_route(url);
     const char *length = MHD_lookup_connection_value(c, MHD_HEADER_KIND, MHD_HTTP_HEADER_CONTENT_LENGTH);
-    if (!*route && known)
+    if (!*route) http_error(e, 404, "not_found", "%.100s: there is nothing here", url);
+    else if (!same_method((*route)->method, method))
         http_error(e, 405, "method_not_allowed", "%.20s: not a method of %.60s", method, url);
-    else if (!*route) http_error(e, 404, "not_found", "%.100s: there is nothing here", url);
     else if (!(*route)->open && !may_enter(h, c))
         http_error(e, 401, "invalid_api_key", "a key is needed: Authorization: Bearer KEY");
     else if (length && strtoll(length, NULL, 10) > h->o.max_body_bytes)
@@ -155,7 +178,8 @@ static enum MHD_Result begin_exchange(struct http *h, struct MHD_Connection *c, 
     *exchange = x;
     atomic_fetch_add(&h->n_exchanges, 1);
     *x = (struct http_exchange){.http = h, .connection = c, .code = 200, .kind = HTTP_OTHER};
-    if (!may_go_on(h, c, url, method, &route, &e)) return http_reply_error(h, c, &e);
+    if (!may_go_on(h, c, url, method, &route, &e))
+        return http_reply_error(h, c, &e, e.http == 405 ? route_methods(route) : NULL);
     x->kind = route->kind;
     x->endpoint = route->endpoint;
     return MHD_YES;
@@ -178,15 +202,15 @@ static enum MHD_Result handle(void *user, struct MHD_Connection *c, const char *
     if (x->too_large) {
         struct api_error e;
         http_error(&e, 413, "body_too_large", "the body has more than %d bytes", h->o.max_body_bytes);
-        return http_reply_error(h, c, &e);
+        return http_reply_error(h, c, &e, NULL);
     }
     if (x->kind != HTTP_OTHER) {
         give_to_worker(x);
         return MHD_YES;
     }
-    for (size_t i = 0; i < sizeof routes / sizeof *routes; i++)
-        if (routes[i].reply && strcmp(routes[i].url, url) == 0) return routes[i].reply(h, c);
-    return MHD_NO;
+    const struct route *route = find_route(url);
+    if (route && route->reply_rest) return route->reply_rest(h, c, url + strlen(route->url));
+    return route && route->reply ? route->reply(h, c) : MHD_NO;
 }
 
 static void completed(void *user, struct MHD_Connection *c, void **exchange,

@@ -2,7 +2,7 @@
  *
  *   GET  /                     the page             POST /v1/chat/completions   (server-sent events with "stream")
  *   GET  /health               200 while it lives   POST /v1/completions
- *   GET  /ready                200 or 503           GET  /v1/models
+ *   GET  /ready                200 or 503           GET  /v1/models, /v1/models/NAME
  *   GET  /metrics              Prometheus text      POST /tokenize, /detokenize
  *
  * Threads: libmicrohttpd's one moves bytes; HTTP_WORKERS parse bodies (tokenizing, compiling schemas) and submit; one

@@ -105,7 +105,9 @@ void http_watch_poke(struct http *h);
 /* http_reply.c: responses in one piece. */
 enum MHD_Result http_reply(struct http *h, struct MHD_Connection *c, int code, const char *type,
                            struct buffer *body);
-enum MHD_Result http_reply_error(struct http *h, struct MHD_Connection *c, const struct api_error *e);
+/* allow: the methods that are taken there, where the error is 405; else NULL. */
+enum MHD_Result http_reply_error(struct http *h, struct MHD_Connection *c, const struct api_error *e,
+                                 const char *allow);
 enum MHD_Result http_reply_page(struct http *h, struct MHD_Connection *c);
 enum MHD_Result http_reply_ready(struct http *h, struct MHD_Connection *c);
 enum MHD_Result http_reply_metrics(struct http *h, struct MHD_Connection *c);

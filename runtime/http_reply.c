@@ -33,8 +33,8 @@ static int retry_after(struct http *h)
     return wait_s < 1 ? 1 : wait_s > 60 ? 60 : (int)wait_s;
 }
 
-enum MHD_Result http_reply(struct http *h, struct MHD_Connection *c, int code, const char *type,
-                           struct buffer *body)
+static enum MHD_Result reply(struct http *h, struct MHD_Connection *c, int code, const char *type,
+                             const char *allow, struct buffer *body)
 {
     struct MHD_Response *r = MHD_create_response_from_buffer(body->n, body->bytes, MHD_RESPMEM_MUST_FREE);
     if (!r) {
@@ -43,6 +43,7 @@ enum MHD_Result http_reply(struct http *h, struct MHD_Connection *c, int code, c
     }
     *body = (struct buffer){0}; /* the response's now */
     MHD_add_response_header(r, MHD_HTTP_HEADER_CONTENT_TYPE, type);
+    if (allow) MHD_add_response_header(r, MHD_HTTP_HEADER_ALLOW, allow);
     if (code == 401) MHD_add_response_header(r, MHD_HTTP_HEADER_WWW_AUTHENTICATE, "Bearer");
     if (code == 429 || code == 503) {
         char seconds[16];
@@ -55,11 +56,18 @@ enum MHD_Result http_reply(struct http *h, struct MHD_Connection *c, int code, c
     return result;
 }
 
-enum MHD_Result http_reply_error(struct http *h, struct MHD_Connection *c, const struct api_error *e)
+enum MHD_Result http_reply(struct http *h, struct MHD_Connection *c, int code, const char *type,
+                           struct buffer *body)
+{
+    return reply(h, c, code, type, NULL, body);
+}
+
+enum MHD_Result http_reply_error(struct http *h, struct MHD_Connection *c, const struct api_error *e,
+                                 const char *allow)
 {
     struct buffer body = {0};
     api_error_write(e, &body);
-    return http_reply(h, c, e->http, "application/json", &body);
+    return reply(h, c, e->http, "application/json", allow, &body);
 }
 
 enum MHD_Result http_reply_page(struct http *h, struct MHD_Connection *c)
@@ -98,7 +106,7 @@ enum MHD_Result http_reply_ready(struct http *h, struct MHD_Connection *c)
         buffer_append_string(&body, "{\"status\": \"ready\"}");
         return http_reply(h, c, 200, "application/json", &body);
     }
-    return http_reply_error(h, c, &e);
+    return http_reply_error(h, c, &e, NULL);
 }
 
 enum MHD_Result http_reply_metrics(struct http *h, struct MHD_Connection *c)

@@ -244,12 +244,27 @@ def test_what_is_not_taken_is_told_from_what_is_no_json(tiny, body, words):
 
 def test_unknown_places(tiny):
     assert tiny.request("/v1/embeddings", {})[0] == 404
-    assert tiny.request("/v1/completions")[0] == 405
-    assert tiny.request("/health", {})[0] == 405
+    for path, body, allowed in (("/v1/completions", None, "POST"), ("/health", {}, "GET, HEAD"),
+                                ("/v1/models/m", {}, "GET, HEAD")):
+        status, headers, _ = tiny.request(path, body)
+        assert status == 405 and headers["Allow"] == allowed
     assert tiny.request("/health", method="HEAD")[0] == 200
     status, answer = tiny.post("/v1/completions", {**TEXT, "model": "other"})
     assert status == 404 and answer["error"]["code"] == "model_not_found"
     assert tiny.post("/v1/completions", {"prompt": "x"})[1]["error"]["param"] == "model"
+
+
+def test_one_model_by_its_name(tiny):
+    (listed,) = json.loads(tiny.request("/v1/models")[2])["data"]
+    status, headers, body = tiny.request("/v1/models/m")
+    assert status == 200 and json.loads(body) == listed and "Allow" not in headers
+    assert tiny.client().models.retrieve("m").id == "m"
+    for other in ("n", "mm", "m/", "M", "a/b", "m%20"):
+        status, _, body = tiny.request("/v1/models/" + other)
+        error = json.loads(body)["error"]
+        assert status == 404 and (error["code"], error["param"]) == ("model_not_found", "model"), other
+        assert error["type"] == "invalid_request_error"
+    assert json.loads(tiny.request("/v1/models/")[2])["error"]["code"] == "not_found"
 
 
 def test_page_and_json_are_what_they_say(tiny):
