@@ -104,7 +104,8 @@ static void read_bias(struct api_parse *p, const json_t *v)
         char *end;
         double bias;
         long id = strtol(key, &end, 10);
-        if (*key < '0' || *key > '9' || *end || id >= p->api->o.vocab) {
+        bool plain = *key >= '0' && *key <= '9' && !*end && (*key != '0' || !key[1]); /* "05" is 5 again */
+        if (!plain || id >= p->api->o.vocab) {
             api_fail(p, "logit_bias", "logit_bias: \"%.40s\" is not a token id (0 to %d)", key,
                      p->api->o.vocab - 1);
             return;

@@ -65,6 +65,8 @@ BAD = [  # endpoint, fields, the field that the error must name
     ("chat", {"logit_bias": {"x": 1}}, "logit_bias"),
     ("chat", {"logit_bias": {"99999999": 1}}, "logit_bias"),
     ("chat", {"logit_bias": {"5": 101}}, "logit_bias"),
+    *(("chat", {"logit_bias": {bad: 1}}, "logit_bias")
+      for bad in ("05", "00", "-0", "+5", " 5", "5 ", "0x5", "5.0", "", "9" * 30)),
     ("chat", {"logit_bias": [1]}, "logit_bias"),
     ("chat", {"logprobs": 1}, "logprobs"),
     ("chat", {"top_logprobs": 2}, "top_logprobs"),
@@ -141,6 +143,7 @@ HONOURED = [
     ("chat", {"tools": [], "tool_choice": "none", "store": False, "metadata": {}, "service_tier": "auto",
               "modalities": ["text"], "user": "u"}),
     ("chat", {"max_completion_tokens": 2, "stop": ["a", "b"], "seed": -9, "logit_bias": {}, "priority": -3}),
+    ("chat", {"logit_bias": {"0": 1, "5": -1, "10": 0}}),
     ("chat", {"response_format": {"type": "text"}, "attention": {}, "logprobs": False}),
     ("chat", {"attention": {"policy": "retro", "window": 8, "kv_budget_tokens": 32}}),
     ("chat", {"attention": {"policy": "dense", "window": 1}, "ignore_eos": True, "skip_special_tokens": False}),
