@@ -8,6 +8,7 @@
 
 #include "runtime/api_parts.h"
 #include "runtime/base/die.h"
+#include "runtime/utf8.h"
 
 struct api *api_open(const struct api_options *o)
 {
@@ -45,6 +46,7 @@ static void set(struct api_error *e, int http, const char *code, const char *par
               : http >= 500 ? "server_error"
                             : "invalid_request_error";
     snprintf(e->param, sizeof e->param, "%s", param ? param : "");
+    e->param[utf8_valid_prefix(e->param, strlen(e->param))] = 0; /* a long name ends with a whole character */
     vsnprintf(e->reason.text, sizeof e->reason.text, format, args);
 }
 

@@ -131,6 +131,14 @@ def test_refused_by_name(tiny, endpoint, fields, name):
     assert name.split(".")[0] in answer["error"]["message"]
 
 
+@pytest.mark.parametrize("name, param", [("x" * 80, "x" * 63), ("é" * 40, "é" * 31), ("a" + "世" * 30, "a" + "世" * 20),
+                                         ("😀" * 16, "😀" * 15)])
+def test_a_long_unknown_name_is_cut_between_characters(tiny, name, param):
+    for path, base in (("/v1/completions", TEXT), ("/tokenize", {"prompt": "x"})):
+        status, answer = tiny.post(path, {**base, name: 1})
+        assert status == 400 and answer["error"]["param"] == param
+
+
 def test_a_refused_policy_names_those_that_are_taken(tiny):
     ask = lambda policy: tiny.post("/v1/chat/completions", {**CHAT, "attention": {"policy": policy}})  # noqa: E731
     message = ask("full")[1]["error"]["message"]
