@@ -107,6 +107,7 @@ int cmd_info(const struct options *o, const struct comm_world *w)
                              files.arch.n_heads);
     if (status == STATUS_OK) status = tokenizer_open(&t, o->model, &why);
     if (status == STATUS_OK) {
+        model_files_warn(&files);
         /* A folder without a chat template is complete: say why --chat will not work and go on. */
         const char *format =
             chat_open(&chat, o->model, &no_chat) == STATUS_OK ? chat_format_name(chat.format) : no_chat.text;

@@ -79,6 +79,7 @@ enum status session_prepare(struct session *s, const struct options *o, const st
     if (status != STATUS_OK || w->rank != 0) return status;
     status = options_policy(o, &s->policy, why);
     if (status == STATUS_OK) status = open_files(s, why);
+    if (status == STATUS_OK) model_files_warn(&s->files);
     if (status == STATUS_OK) status = check_ranks(s, why);
     /* A shallow model simply has no layer beyond its last to be dense. */
     if (status == STATUS_OK && s->policy.dense_layers > s->files.arch.n_layers)

@@ -20,6 +20,16 @@ enum status model_files_open(struct model_files *f, const char *dir, struct reas
     return status;
 }
 
+void model_files_warn(const struct model_files *f)
+{
+    const struct tensor *first;
+    int n = f->tensors ? weights_unused(&f->arch, f->tensors, &first) : 0;
+    if (n > 0)
+        LOG_WARN("%d tensor%s of the model folder %s not used, first %.120s: does config.json belong to the "
+                 "weights?",
+                 n, n == 1 ? "" : "s", n == 1 ? "is" : "are", first->name);
+}
+
 /* configs/shapes/1b, so that `retro bench` needs no folder. */
 static const char default_shape[] =
     "{\"architectures\": [\"LlamaForCausalLM\"], \"hidden_size\": 2048, \"intermediate_size\": 8192, "

@@ -25,6 +25,8 @@ enum status model_files_open(struct model_files *f, const char *dir, struct reas
 /* Only config.json is read: a model of that shape with random weights. `dir` NULL: the 1B shape of
  * configs/shapes. */
 enum status model_files_imagine(struct model_files *f, const char *dir, struct reason *why);
+/* Warns in one line of tensors in the folder that the model does not use. */
+void model_files_warn(const struct model_files *f);
 void model_files_close(struct model_files *f);
 
 struct model_options {

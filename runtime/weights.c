@@ -40,6 +40,7 @@ struct visitor {
     int64_t done_bytes, total_bytes, started_us, told_us;
     float *staging; /* vectors, converted to f32 on the host */
     struct noise noise;
+    bool *used; /* (tensors_count) */
 };
 
 #define VISIT(...)                                                                                           \
@@ -150,6 +151,18 @@ static enum status walk(struct weights *w, const struct arch *a, const struct sh
         TRY(matrix_part(v, "", "lm_head.weight", &w->head, V, D, s->n_vocab, s->vocab_first, s->n_vocab, 0, 0,
                         D));
     return STATUS_OK;
+}
+
+/* The walk over a whole model, on no rank in particular. */
+static enum status walk_whole(const struct arch *a, struct visitor *v)
+{
+    struct weights w = {.layer = calloc((size_t)a->n_layers, sizeof *w.layer)};
+    if (!w.layer) DIE(EXIT_CODE_MEMORY, NULL, "no memory for the table of %d layers", a->n_layers);
+    struct shard s;
+    shard_make(&s, 0, 1, a->n_heads, a->n_kv_heads, a->ffn, a->vocab);
+    enum status status = walk(&w, a, &s, v);
+    free(w.layer);
+    return status;
 }
 
 static enum status visit_check(struct visitor *v, const struct part *p)
@@ -271,14 +284,41 @@ static enum status visit_load(struct visitor *v, const struct part *p)
 
 enum status weights_check(const struct arch *a, const struct tensors *t, struct reason *why)
 {
-    struct weights w = {.layer = calloc((size_t)a->n_layers, sizeof *w.layer)};
-    if (!w.layer) DIE(EXIT_CODE_MEMORY, NULL, "no memory for the table of %d layers", a->n_layers);
-    struct shard s;
-    shard_make(&s, 0, 1, a->n_heads, a->n_kv_heads, a->ffn, a->vocab);
     struct visitor v = {.visit = visit_check, .tensors = t, .why = why};
-    enum status status = walk(&w, a, &s, &v);
-    free(w.layer);
-    return status;
+    return walk_whole(a, &v);
+}
+
+static enum status visit_mark(struct visitor *v, const struct part *p)
+{
+    v->used[tensors_find(v->tensors, p->name) - tensors_at(v->tensors, 0)] = true;
+    return STATUS_OK;
+}
+
+/* Published folders hold them beside what is used: frequencies that config.json implies, a head that is the
+ * embedding's. */
+static bool is_known(const struct arch *a, const char *name)
+{
+    static const char frequencies[] = "rotary_emb.inv_freq";
+    size_t n = strlen(name), n_end = sizeof frequencies - 1;
+    return (n >= n_end && strcmp(name + n - n_end, frequencies) == 0) ||
+           (a->tied_head && strcmp(name, "lm_head.weight") == 0);
+}
+
+int weights_unused(const struct arch *a, const struct tensors *t, const struct tensor **first)
+{
+    int n_unused = 0;
+    struct visitor v = {.visit = visit_mark, .tensors = t};
+    v.used = calloc((size_t)tensors_count(t), sizeof *v.used);
+    if (!v.used) DIE(EXIT_CODE_MEMORY, NULL, "no memory for the table of %d tensors", tensors_count(t));
+    walk_whole(a, &v);
+    *first = NULL;
+    for (int i = 0; i < tensors_count(t); i++) {
+        const struct tensor *x = tensors_at(t, i);
+        if (v.used[i] || is_known(a, x->name)) continue;
+        if (n_unused++ == 0) *first = x;
+    }
+    free(v.used);
+    return n_unused;
 }
 
 void weights_carve(struct weights *w, struct arena *arena, const struct arch *a, const struct shard *s,

@@ -34,9 +34,12 @@ struct weights {
 };
 
 /* Checks that every tensor the model needs is there with the right shape and a type we read, before anything
- * is allocated; unknown tensors are fine (rotary buffers, vision towers are not ours). BAD_MODEL with one
- * line. */
+ * is allocated; others are fine (weights_unused names them). BAD_MODEL with one line. */
 enum status weights_check(const struct arch *a, const struct tensors *t, struct reason *why);
+
+/* After weights_check: how many tensors the model does not use, and the first of them (NULL: none), not counting
+ * rotary frequencies and the head beside a tied embedding. */
+int weights_unused(const struct arch *a, const struct tensors *t, const struct tensor **first);
 
 /* Carves all of it from `arena` (counting mode gives the bytes). Matrices keep the type they are stored in,
  * or are converted to *matrix_dtype when that is not NULL; without files (`t` NULL) they have config.json's.

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 
@@ -191,6 +192,47 @@ def test_bad_folders_exit_with_3(real_model, tmp_path):
     cli.one_line(broken(edit(num_hidden_layers=31)), 3, "layers.30")
     cli.one_line(broken(edit(hidden_act="gelu")), 3, "hidden_act")
     cli.one_line(generate(tmp_path / "nowhere", "--prompt", "x"), 3, "nowhere")
+
+
+def add_tensors(folder, names):
+    """Writes scalars of these names behind the others of a folder of one file."""
+    raw = (folder / "model.safetensors").read_bytes()
+    n = int.from_bytes(raw[:8], "little")
+    header, data = json.loads(raw[8 : 8 + n]), raw[8 + n :]
+    for name in names:
+        header[name] = {"dtype": "F32", "shape": [1], "data_offsets": [len(data), len(data) + 4]}
+        data += b"\0\0\0\0"
+    text = json.dumps(header).encode()
+    (folder / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + data)
+
+
+def test_tensors_that_are_not_used_are_told(tiny, tmp_path):
+    """Biases that config.json does not speak of were left out unnoticed. What folders often hold beside is no news."""
+
+    def warnings(folder, ranks=1):
+        for words in (["generate", "--prompt", "a", "--max-tokens", "1"], ["info"]):
+            done = cli.run_ok(words[0], "--model", folder, *words[1:], ranks=ranks)
+            yield [line for line in done.stderr.decode().splitlines() if "not used" in line]
+
+    def copy(name, **options):
+        shutil.copytree(tiny(**options), tmp_path / name)
+        return tmp_path / name
+
+    biased = copy("biased", family="llama3", attention_bias=True)
+    assert list(warnings(biased)) == [[], []]
+    config = json.loads((biased / "config.json").read_text())
+    (biased / "config.json").write_text(json.dumps({**config, "attention_bias": False}))
+    n = 4 * config["num_hidden_layers"]
+    for ranks in (1, 2):
+        for (line,) in warnings(biased, ranks):
+            assert f"{n} tensors of the model folder are not used" in line
+            assert re.search(r"first model\.layers\.0\.self_attn\.\w_proj\.bias", line), line
+    tied = copy("tied", family="smollm")
+    add_tensors(tied, ["lm_head.weight", "model.layers.0.self_attn.rotary_emb.inv_freq", "model.rotary_emb.inv_freq"])
+    assert list(warnings(tied)) == [[], []]
+    add_tensors(tied, ["model.layers.1.self_attn.q_norm.weight"])
+    for (line,) in warnings(tied):
+        assert "1 tensor of the model folder is not used, first model.layers.1.self_attn.q_norm.weight" in line
 
 
 def test_logits_that_are_no_numbers_are_no_text(tiny, tmp_path):
