@@ -36,11 +36,6 @@ def test_policies_beside_each_other_are_those_alone(tiny, ids, tmp_path):
             assert (tmp_path / "together.npy").read_bytes() == (tmp_path / "alone.npy").read_bytes()
 
 
-def test_threads_are_those_of_the_device(tiny, ids):
-    found = cli.evaluate(tiny(**SHAPES["llama3-gqa"]), ids(320, 200), PROMPT, 1)
-    assert f", {found['threads']} thread" in found["device"]
-
-
 def test_a_budget_of_tokens_is_named(tiny, ids):
     words = ("eval", "--model", tiny(**SHAPES["llama3-gqa"]), "--tokens", ids(320, 50), "--prompt", 40, "--steps", 2)
     text = cli.run_ok(*words, "--kv-budget-tokens", 12, "--also", "--kv-budget 0.5").stdout.decode()
