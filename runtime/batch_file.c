@@ -79,24 +79,27 @@ static char *folder_of(const char *path)
     return buffer_take(&b);
 }
 
-bool batch_file_same(const char *a, const char *b)
+static bool one_inode(const char *a, const char *b)
 {
     struct stat x, y;
-    const char *const path[] = {a, b};
-    bool exists[] = {stat(a, &x) == 0, stat(b, &y) == 0};
-    if (exists[0] != exists[1]) return false;
-    if (!exists[0]) { /* one name in one folder */
-        const char *name[2];
-        for (int i = 0; i < 2; i++) {
-            const char *slash = strrchr(path[i], '/');
-            char *folder = folder_of(path[i]);
-            name[i] = slash ? slash + 1 : path[i];
-            exists[i] = stat(folder, i ? &y : &x) == 0;
-            free(folder);
-        }
-        if (!exists[0] || !exists[1] || strcmp(name[0], name[1]) != 0) return false;
-    }
-    return x.st_dev == y.st_dev && x.st_ino == y.st_ino;
+    return stat(a, &x) == 0 && stat(b, &y) == 0 && x.st_dev == y.st_dev && x.st_ino == y.st_ino;
+}
+
+static const char *name_of(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+    return slash ? slash + 1 : path;
+}
+
+bool batch_file_same(const char *a, const char *b)
+{
+    if (one_inode(a, b)) return true;
+    if (access(a, F_OK) == 0 || access(b, F_OK) == 0) return false;
+    char *folder[] = {folder_of(a), folder_of(b)};
+    bool same = strcmp(name_of(a), name_of(b)) == 0 && one_inode(folder[0], folder[1]);
+    free(folder[0]);
+    free(folder[1]);
+    return same;
 }
 
 bool batch_file_pending(const char *path)

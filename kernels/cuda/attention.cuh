@@ -18,11 +18,11 @@
 #include "kernels/cuda/cuda.h"
 
 enum {
-    ATTENTION_MAX_E = 256, /* head width */
-    ATTENTION_MAX_G = 64,  /* query heads per kv head */
-    SPLIT_STEP = 64,       /* a split is a multiple of these tokens of the list ... */
-    SPLIT_LEAST = 128,     /* ... and at least these: less is not worth its partial results */
-    SPLITS_MAX = 128,      /* of a list */
+    ATTENTION_MAX_E = HEAD_DIM_MAX,
+    ATTENTION_MAX_G = GROUP_MAX,
+    SPLIT_STEP = 64,   /* a split is a multiple of these tokens of the list ... */
+    SPLIT_LEAST = 128, /* ... and at least these: less is not worth its partial results */
+    SPLITS_MAX = 128,  /* of a list */
 };
 
 /* --- elements of a type known at run time --- */

@@ -89,6 +89,11 @@ static void add(struct batch_journal *j, int64_t line)
     assert_true(batch_journal_has(j, line));
 }
 
+static void add_all(struct batch_journal *j)
+{
+    for (int i = 1; i <= LINES; i++) add(j, i);
+}
+
 static char *contents(const char *path, size_t *n)
 {
     FILE *f = fopen(path, "rb");
@@ -204,7 +209,7 @@ static void any_damage_is_noticed(void **state)
     size_t n, head;
     opens(&j, NULL);
     head = (size_t)j.n_bytes;
-    for (int i = 1; i <= LINES; i++) add(&j, i);
+    add_all(&j);
     batch_journal_close(&j);
     char *bytes = contents(journal, &n);
     struct random r = {3};
@@ -355,7 +360,7 @@ static void publishing_fails_whole(void **state)
     struct batch_journal j;
     struct reason why;
     opens(&j, NULL);
-    for (int i = 1; i <= LINES; i++) add(&j, i);
+    add_all(&j);
     char temporary[80];
     snprintf(temporary, sizeof temporary, "%s.tmp", output);
     assert_int_equal(mkdir(temporary, 0700), 0);
@@ -379,7 +384,7 @@ static void what_appeared_meanwhile_stays(void **state)
     struct reason why;
     size_t n;
     opens(&j, errors);
-    for (int i = 1; i <= LINES; i++) add(&j, i);
+    add_all(&j);
     write_file(errors, "mine\n", 5);
     assert_int_equal(batch_journal_publish(&j, &why), STATUS_BAD_OPTION);
     assert_non_null(strstr(why.text, "--errors"));
@@ -402,7 +407,7 @@ static void a_crash_between_renames_is_mended(void **state)
     struct reason why;
     size_t n;
     opens(&j, errors);
-    for (int i = 1; i <= LINES; i++) add(&j, i);
+    add_all(&j);
     char *before = contents(journal, &n), ended[100];
     snprintf(ended, sizeof ended, "%s.tmp", journal);
     for (int renamed = 1; renamed <= 2; renamed++) {
