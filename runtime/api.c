@@ -247,6 +247,7 @@ void api_request_service(struct api *a, const struct api_request *r, int prompt,
         .want_logits = r->n_top >= 0,
         .priority = r->priority,
     };
+    if (!r->seeded) out->sampling.seed += (uint64_t)prompt; /* equal prompts differ like choices */
     if (r->grammar)
         out->constraint = grammar_constraint_open(r->grammar, a->trie, a->o.tokenizer, a->o.eos, a->o.n_eos);
 }

@@ -62,6 +62,7 @@ struct api_request {
     int max_tokens; /* 0: to the end of the context */
     bool ignore_eos, keep_special;
     struct sampling sampling;
+    bool seeded; /* it names its seed: else each prompt has another */
     struct sampling_bias *bias;
     char *stop[SERVICE_STOPS_MAX];
     int n_stop;

@@ -177,7 +177,9 @@ static void read_skip_special(struct api_parse *p, const json_t *v)
 static void read_seed(struct api_parse *p, const json_t *v)
 {
     int64_t seed;
-    if (api_read_int(p, v, "seed", INT64_MIN, INT64_MAX, &seed)) p->r->sampling.seed = (uint64_t)seed;
+    if (!api_read_int(p, v, "seed", INT64_MIN, INT64_MAX, &seed)) return;
+    p->r->sampling.seed = (uint64_t)seed;
+    p->r->seeded = true;
 }
 
 static void read_best_of(struct api_parse *p, const json_t *v)

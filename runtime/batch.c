@@ -116,7 +116,7 @@ static bool parse_line(struct run *r, const struct batch_line *line, struct batc
         api_error_set(e, 400, "invalid_value", "stream", "stream: a batch cannot stream; leave it out");
         return false;
     }
-    if (!json_is_integer(json_object_get(q->body, "seed"))) (*request)->sampling.seed = seed_of(q->custom_id);
+    if (!(*request)->seeded) (*request)->sampling.seed = seed_of(q->custom_id);
     return true;
 }
 

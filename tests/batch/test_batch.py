@@ -171,7 +171,7 @@ def test_texts_are_those_of_generate(tmp_path, model):
 
 def test_seed_comes_from_the_custom_id(tmp_path, model):
     """The same request under two names gives two texts, and the same ones in another file and order."""
-    a, b = (line(name, prompt="one two three", max_tokens=30, temperature=1.5) for name in ("a", "b"))
+    a, b = (line(name, prompt=["one two three"] * 2, max_tokens=30, temperature=1.5) for name in ("a", "b"))
     texts = {}
     for name, lines in {"1": [a, b], "2": [b, line("z", prompt="x"), a]}.items():
         (tmp_path / name).mkdir()
@@ -179,7 +179,7 @@ def test_seed_comes_from_the_custom_id(tmp_path, model):
         assert batch.run().returncode == 0
         texts[name] = {r["custom_id"]: r["response"]["body"]["choices"] for r in read(batch.output)}
     assert texts["1"]["a"] == texts["2"]["a"] and texts["1"]["b"] == texts["2"]["b"]
-    assert texts["1"]["a"] != texts["1"]["b"]
+    assert len({c["text"] for name in ("a", "b") for c in texts["1"][name]}) == 4
 
 
 def test_two_ranks_and_other_widths_give_the_same_files(tmp_path, model, requests, undisturbed):

@@ -222,6 +222,14 @@ def test_tokenize_fields(tiny):
     assert status == 400 and answer["error"]["param"] == "add_special_tokens"
 
 
+def test_equal_prompts_differ_without_a_seed(tiny):
+    ask = {"model": "m", "prompt": ["x", "x"], "max_tokens": 12, "ignore_eos": True, "n": 2}
+    free = [c["text"] for c in tiny.post("/v1/completions", ask)[1]["choices"]]
+    assert len(set(free)) == 4, free
+    seeded = [c["text"] for c in tiny.post("/v1/completions", {**ask, "seed": 3})[1]["choices"]]
+    assert seeded[:2] == seeded[2:] and len(set(seeded)) == 2, seeded
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_created_is_now(tiny, stream):
     status, _, body = tiny.request("/v1/completions", {**TEXT, "stream": stream})
