@@ -163,6 +163,12 @@ static enum status open_batch(struct batch_work *b, const struct session *s, con
     struct batch_paths paths = {
         .input = o->batch_input, .output = o->batch_output, .errors = o->batch_errors};
     json_t *settings = NULL;
+    /* A line that fits into the context fits: a run that continues with another cache refuses no other lines. */
+    if (o->kv_tokens != OPTIONS_UNSET && o->kv_tokens < context)
+        return status_fail(why, STATUS_BAD_OPTION,
+                           "--kv-tokens %d: a line may have --max-context %d tokens: raise the one or lower "
+                           "the other",
+                           o->kv_tokens, context);
     enum status status = collect_settings(s, v, context, &settings, why);
     if (status == STATUS_OK) status = batch_open(b, &paths, settings, why);
     json_decref(settings);

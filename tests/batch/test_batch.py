@@ -433,6 +433,8 @@ def test_bad_options(tmp_path, model):
     assert cli.run("batch", "--model", model).returncode == 2
     words = batch.words()
     cli.one_line(batch.run("--prefix-cache", "turns"), 2, "--prefix-cache turns")
+    cli.one_line(batch.run("--kv-tokens", "511"), 2, "--kv-tokens 511: a line may have --max-context 512 tokens")
+    cli.one_line(batch.run("--kv-tokens", "511", ranks=2), 2, "--kv-tokens 511")
     cli.one_line(cli.run(*[w for w in words if w not in ("--input", str(batch.source))]), 2, "--input")
     cli.one_line(cli.run(*[w for w in words if w not in ("--output", str(batch.output))]), 2, "--output")
     cli.one_line(Batch(tmp_path / "r", model, tmp_path / "nowhere.jsonl").run(), 2, "--input .*nowhere")
