@@ -141,6 +141,7 @@ static enum status collect_settings(const struct session *s, const struct servin
     set(j, "--act-dtype", "%s",
         dtype_name(session_act(o, s->files.arch.dtype))); /* auto differs by processor */
     set(j, "--kv-dtype", "%s", dtype_name((enum dtype)o->kv_dtype));
+    set(j, "--all-reduce-dtype", "%s", o->all_reduce_dtype == 0 ? "f32" : "bf16");
     set(j, "--max-context", "%d", context);
     set(j, "--policy", "%s", policy_kind_name(p->kind));
     set(j, "--window", "%d", p->window);

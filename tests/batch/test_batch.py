@@ -386,6 +386,7 @@ def test_what_does_not_belong_together_is_refused(tmp_path, model, many):
     cli.one_line(Batch(tmp_path / "results", model, many, False).run(), 2, "--errors")
     cli.one_line(batch.run("--policy", "dense", ranks=2), 2, "--policy")
     cli.one_line(batch.run("--act-dtype", "bf16"), 2, "begun with --act-dtype \"f32\"")
+    cli.one_line(batch.run("--all-reduce-dtype", "bf16", ranks=2), 2, "begun with --all-reduce-dtype \"f32\"")
     assert batch.run("--act-dtype", "f32").returncode == 0  # what auto was
 
 
