@@ -404,6 +404,15 @@ enum status http_open(struct http **out, const struct http_options *o, struct re
 int http_port(const struct http *h) { return h->port; }
 void http_drain(struct http *h) { atomic_store(&h->draining, true); }
 
+/* What has not arrived by now is not waited for; what has is answered. */
+static void end_receiving(struct http *h)
+{
+    pthread_mutex_lock(&h->lock);
+    for (struct http_socket *s = h->sockets; s; s = s->next)
+        if (s->receiving) shutdown(s->fd, SHUT_RD);
+    pthread_mutex_unlock(&h->lock);
+}
+
 void http_close(struct http *h, double seconds)
 {
     if (!h) return;
@@ -411,6 +420,7 @@ void http_close(struct http *h, double seconds)
     /* The service is over, so every stream is or will be complete: only clients are waited for. */
     int64_t deadline = clock_us() + (int64_t)(seconds * 1e6);
     if (h->daemon) MHD_quiesce_daemon(h->daemon);
+    end_receiving(h);
     while (h->daemon && atomic_load(&h->n_exchanges) > 0 && clock_us() < deadline) usleep(10000);
     pthread_mutex_lock(&h->job_lock);
     h->stopping = true;

@@ -181,6 +181,16 @@ def test_drain_has_an_end(start, real_model):
     assert whole["a"][0] == 503 and whole["a"][1]["error"]["code"] == "shutting_down"
 
 
+def test_a_half_sent_request_holds_no_shutdown_up(start):
+    s = start()
+    half = s.connect("POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+    assert s.request("/health")[0] == 200  # one thread reads both
+    began = time.monotonic()
+    assert s.stop() == 0
+    assert time.monotonic() - began < 4  # clients that read slowly have 5 s
+    assert half.recv(10) == b""
+
+
 def test_second_signal_ends_at_once(start, real_model):
     s = start(*ROOM, "--drain", 600, model=real_model)
     c = s.connect(s.raw_chat(stream=True, **LONG))
