@@ -37,6 +37,19 @@ int api_context(const struct api *a) { return a->o.context; }
 
 /* ---- errors */
 
+/* Names are cut to a number of bytes: the piece of a character that this may leave goes too. */
+static void drop_pieces(char *text)
+{
+    size_t n = strlen(text), to = 0;
+    for (size_t at = 0; at < n; at++) { /* over the valid part, and then one byte that is in no character */
+        size_t valid = utf8_valid_prefix(text + at, n - at);
+        memmove(text + to, text + at, valid);
+        to += valid;
+        at += valid;
+    }
+    text[to] = 0;
+}
+
 static void set(struct api_error *e, int http, const char *code, const char *param, const char *format,
                 va_list args)
 {
@@ -46,8 +59,9 @@ static void set(struct api_error *e, int http, const char *code, const char *par
               : http >= 500 ? "server_error"
                             : "invalid_request_error";
     snprintf(e->param, sizeof e->param, "%s", param ? param : "");
-    e->param[utf8_valid_prefix(e->param, strlen(e->param))] = 0; /* a long name ends with a whole character */
+    drop_pieces(e->param);
     vsnprintf(e->reason.text, sizeof e->reason.text, format, args);
+    drop_pieces(e->reason.text);
 }
 
 void api_error_set(struct api_error *e, int http, const char *code, const char *param, const char *format,

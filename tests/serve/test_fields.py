@@ -137,6 +137,7 @@ def test_a_long_unknown_name_is_cut_between_characters(tiny, name, param):
     for path, base in (("/v1/completions", TEXT), ("/tokenize", {"prompt": "x"})):
         status, answer = tiny.post(path, {**base, name: 1})
         assert status == 400 and answer["error"]["param"] == param
+        assert answer["error"]["message"] == name.encode()[:60].decode(errors="ignore") + ": no such field"
 
 
 def test_a_refused_policy_names_those_that_are_taken(tiny):
