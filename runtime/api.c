@@ -121,7 +121,7 @@ static const char *what_is_wrong(const json_error_t *at)
 bool api_load(const char *body, size_t n, json_t **out, struct api_error *e)
 {
     json_error_t at;
-    *out = json_loadb(body, n, JSON_REJECT_DUPLICATES, &at);
+    *out = json_loadb(n ? body : "", n, JSON_REJECT_DUPLICATES, &at);
     if (!*out) {
         api_error_set(e, 400, "invalid_json", NULL, "%s: %s (line %d, column %d)", what_is_wrong(&at),
                       at.text, at.line, at.column);

@@ -257,6 +257,7 @@ def test_not_json(tiny, body):
     (b"[" * 3000, "nested too deeply"),
     (b'{"n":1,"n":1}', "name twice"),
     (b'{"n":NaN}', "not JSON"),
+    (b"", "not JSON: '[' or '{' expected near end of file (line 1, column 0)"),
 ])
 def test_what_is_not_taken_is_told_from_what_is_no_json(tiny, body, words):
     assert words in tiny.post("/v1/completions", body)[1]["error"]["message"]
