@@ -246,6 +246,14 @@ bool http_generate(struct http_exchange *x)
 
 /* ---- sending: libmicrohttpd's thread */
 
+/* Who is always a little behind must not have the whole stream kept for it. With s->lock held. */
+static void drop_sent(struct http_stream *s)
+{
+    s->out.n -= s->sent;
+    memmove(s->out.bytes, s->out.bytes + s->sent, s->out.n);
+    s->sent = 0;
+}
+
 static ssize_t read_events(void *user, uint64_t position, char *to, size_t max)
 {
     struct http_stream *s = user;
@@ -258,7 +266,7 @@ static ssize_t read_events(void *user, uint64_t position, char *to, size_t max)
         n = (ssize_t)(left < max ? left : max);
         memcpy(to, s->out.bytes + s->sent, (size_t)n);
         s->sent += (size_t)n;
-        if (s->sent == s->out.n) s->sent = s->out.n = 0;
+        if (s->sent == s->out.n || s->sent >= HTTP_BUFFER_BYTES) drop_sent(s);
     } else if (s->finished) {
         n = MHD_CONTENT_READER_END_OF_STREAM;
     } else {
