@@ -131,13 +131,13 @@ static void add_chat_logprobs(const struct api_answer *w, struct written *c, int
 }
 
 /* Completions name alternatives by their text: a piece of a character is written as OpenAI writes it, "bytes:\xe2\x80",
- * or several of them would be one name. */
-static void write_completion_token(const struct api_answer *w, struct buffer *out, int32_t id)
+ * or several of them would be one name; so is the text of a more likely one (the byte token of a letter). */
+static void write_completion_token(const struct api_answer *w, struct buffer *out, int32_t id, bool taken)
 {
     size_t n;
     char *owned;
     const char *bytes = bytes_of(w, id, &n, &owned);
-    if (utf8_valid_prefix(bytes, n) == n) api_write_text(out, bytes, n);
+    if (!taken && utf8_valid_prefix(bytes, n) == n) api_write_text(out, bytes, n);
     else {
         api_write_format(out, "\"bytes:");
         for (size_t i = 0; i < n; i++) api_write_format(out, "\\\\x%02x", (unsigned char)bytes[i]);
@@ -146,11 +146,27 @@ static void write_completion_token(const struct api_answer *w, struct buffer *ou
     free(owned);
 }
 
+/* Has an alternative before it the text of top[i]? */
+static bool is_taken(const struct api_answer *w, const struct sampler_logprob *top, int i)
+{
+    size_t n, m;
+    char *mine, *other;
+    const char *text = bytes_of(w, top[i].token, &n, &mine);
+    bool taken = false;
+    for (int k = 0; k < i && !taken; k++) {
+        const char *before = bytes_of(w, top[k].token, &m, &other);
+        taken = n == m && memcmp(text, before, n) == 0;
+        free(other);
+    }
+    free(mine);
+    return taken;
+}
+
 static void add_completion_logprobs(const struct api_answer *w, struct written *c, int32_t id, float logprob,
                                     const struct sampler_logprob *top, int n_top)
 {
     comma(&c->token);
-    write_completion_token(w, &c->token, id);
+    write_completion_token(w, &c->token, id, false);
     comma(&c->logprob);
     api_write_format(&c->logprob, "%.8g", written_logprob(logprob));
     comma(&c->offset);
@@ -159,7 +175,7 @@ static void add_completion_logprobs(const struct api_answer *w, struct written *
     buffer_append(&c->top, "{", 1);
     for (int i = 0; i < n_top; i++) {
         if (i) buffer_append(&c->top, ", ", 2);
-        write_completion_token(w, &c->top, top[i].token);
+        write_completion_token(w, &c->top, top[i].token, is_taken(w, top, i));
         api_write_format(&c->top, ": %.8g", written_logprob(top[i].logprob));
     }
     buffer_append(&c->top, "}", 1);

@@ -185,10 +185,14 @@ def test_echo_is_the_prompt(start, tmp_path, family):
     assert named["choices"][0]["text"].startswith("<s>" if family != "llama3" else "<|begin_of_text|>")
 
 
-def test_every_alternative_has_its_name(tiny):
-    """Tokens that are pieces of characters, of which this model has many, are told apart."""
-    body = {**TEXT, "max_tokens": 20, "logprobs": 20, "temperature": 0, "ignore_eos": True}
-    status, _, text = tiny.request("/v1/completions", body)
+@pytest.mark.parametrize("family", ["smollm", "llama2"])
+def test_every_alternative_has_its_name(start, tmp_path, family):
+    """Tokens that are pieces of characters, of which these models have many, are told apart, and a letter of Llama 2 from
+    the byte that it is."""
+    tiny_model.make(tmp_path, family=family)
+    s = start(model=tmp_path)
+    body = {**TEXT, "max_tokens": 60, "logprobs": 20, "temperature": 0, "ignore_eos": True}
+    status, _, text = s.request("/v1/completions", body)
     twice = []
 
     def pairs(found):
