@@ -38,6 +38,13 @@ int policy_select_count(const struct policy *p, int candidates, int page_tokens)
     return wanted >= candidates ? 0 : (int)wanted;
 }
 
+/* Pages first .. last are visible. Where sink pages and the newest are all there is, nothing is left to choose. */
+static int select_visible(const struct policy *p, int first, int last, int page_tokens)
+{
+    int sinks = p->sink_pages - first;
+    return sinks >= last - first ? 0 : policy_select_count(p, last - first + 1, page_tokens);
+}
+
 struct decode_span policy_span(const struct policy *p, int slot, int row0, int position, int first,
                                int page_tokens, int sliding_window)
 {
@@ -49,8 +56,8 @@ struct decode_span policy_span(const struct policy *p, int slot, int row0, int p
         .n_rows = policy_rows(p, position, first),
         .position = position,
         .dense_layers = p->dense_layers,
-        .n_select = {policy_select_count(p, last_page + 1, page_tokens),
-                     policy_select_count(p, last_page - first_slide + 1, page_tokens)},
+        .n_select = {select_visible(p, 0, last_page, page_tokens),
+                     select_visible(p, first_slide, last_page, page_tokens)},
         .n_sink = p->sink_pages,
         .group = (int32_t)(p->kind == POLICY_STREAMING ? SCORE_GROUP_RECENT : p->score_group),
         .alpha = p->score_alpha,

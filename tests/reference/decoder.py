@@ -193,7 +193,7 @@ class Decoder:
         s, layer = self.settings, self.layers[i]
         pages = paging.candidates(layer.n_tokens - 1, layer.page_size, self.model.config.windows[i])
         k = paging.budget_pages(len(pages), layer.page_size, s.kv_budget, s.kv_budget_tokens)
-        if k >= len(pages):
+        if k >= len(pages) or s.sink_pages >= pages[-1]:
             return pages, pages, None, np.inf
         if s.policy == "streaming":
             return pages, paging.choose(pages, pages, k, s.sink_pages), None, np.inf

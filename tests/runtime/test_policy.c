@@ -139,6 +139,20 @@ static void spans_count_what_is_visible(void **state)
             }
 }
 
+/* Sink pages that leave nothing to choose: all is read, nothing scored. */
+static void sinks_may_be_all_there_is(void **state)
+{
+    (void)state;
+    struct policy p = retro(0.15, 2);
+    for (int page = 4; page <= 32; page *= 2)
+        for (p.sink_pages = 0; p.sink_pages < 60; p.sink_pages++) {
+            struct decode_span s =
+                policy_span(&p, 0, 0, 40 * page, 30, page, 8 * page); /* pages 0 or 32 .. 40 */
+            assert_int_equal(s.n_select[0], p.sink_pages < 40 ? 7 : 0);
+            assert_int_equal(s.n_select[1], p.sink_pages < 40 ? 3 : 0);
+        }
+}
+
 /* Only a window above 1 needs the output cache; dense reads all pages. */
 static void what_is_kept(void **state)
 {
@@ -167,6 +181,7 @@ int main(void)
         cmocka_unit_test(budget_one_and_dense_read_all),
         cmocka_unit_test(rows_are_the_window_after_the_prompt),
         cmocka_unit_test(spans_count_what_is_visible),
+        cmocka_unit_test(sinks_may_be_all_there_is),
         cmocka_unit_test(what_is_kept),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
