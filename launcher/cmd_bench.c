@@ -211,7 +211,8 @@ static void bench_gemms(const struct session *s, const struct option_ints *rows)
             char what[64];
             bench_gemm_run(s->model, which, rows->value[i], s->options->repeat, &r);
             if (r.bytes <= 0) continue;
-            snprintf(what, sizeof what, "%s, %d rows", bench_matrix_name(which), rows->value[i]);
+            snprintf(what, sizeof what, "%s, %d row%s", bench_matrix_name(which), rows->value[i],
+                     rows->value[i] == 1 ? "" : "s");
             print_rate(s, "gemm", what,
                        json_pack("{s:s, s:i}", "matrix", bench_matrix_name(which), "rows", rows->value[i]),
                        &r);

@@ -18,6 +18,13 @@ const char *bench_matrix_name(enum bench_matrix w)
 
 static double now_ms(void) { return (double)clock_us() * 1e-3; }
 
+/* At least a microsecond, which the clock cannot tell from none: the matrices of a small model take less. */
+static double since_ms(double begun)
+{
+    double ms = now_ms() - begun;
+    return ms > 1e-3 ? ms : 1e-3;
+}
+
 static size_t sample_bytes(const struct model *m)
 {
     const size_t most = (size_t)256 << 20;
@@ -29,7 +36,7 @@ static double read_ms(struct model *m, size_t bytes, int times)
     double begun = now_ms();
     for (int i = 0; i < times; i++) m->op->read_bytes(m->device, m->memory, bytes);
     m->op->sync(m->device);
-    return now_ms() - begun;
+    return since_ms(begun);
 }
 
 /* GB/s of reading the beginning of the weights, again where once takes less than READ_MS: a launch is no part of it. */
@@ -80,8 +87,10 @@ void bench_read_run(struct model *m, int repeat, struct bench_rate *r)
     for (; s.n < repeat; s.n++) {
         comm_barrier(m->comm);
         s.read[s.n] = read_weights(m);
-        s.ms[s.n] = bytes / s.read[s.n] * 1e-6;
     }
+    /* Of the same sample as the rate: the middles of times and of rates are not each other's inverse. */
+    double middle = bench_quantile(s.read, s.n, 0.5);
+    for (int i = 0; i < s.n; i++) s.ms[i] = bytes / middle * 1e-6;
     samples_close(&s, m, bytes, r);
 }
 
@@ -128,7 +137,7 @@ void bench_gemm_run(struct model *m, enum bench_matrix which, int rows, int repe
         double begun = now_ms();
         run_gemm(m, which, rows);
         m->op->sync(m->device);
-        s.ms[s.n] = now_ms() - begun;
+        s.ms[s.n] = since_ms(begun);
     }
     samples_close(&s, m, bytes, r);
 }
@@ -146,7 +155,7 @@ double bench_gemm_peak(struct model *m, int rows, int repeat)
             double begun = now_ms();
             m->op->linear(m->device, y, x, w, NULL, rows);
             m->op->sync(m->device);
-            double rate = 2.0 * rows * w->n * w->k / (now_ms() - begun) * 1e3;
+            double rate = 2.0 * rows * w->n * w->k / since_ms(begun) * 1e3;
             if (rate > best) best = rate;
         }
     return sum_ranks(m, best * 1e-6) * 1e6;
@@ -265,8 +274,8 @@ static struct scene_times scene_step(struct scene *s)
         op->attend(m->device, m->part, m->q, &kv, m->pages, m->page_count, &b, d);
         op->merge(m->device, m->attention, m->part, &kv, m->pages, m->page_count, m->counters, &b, d);
         op->sync(m->device);
+        t.attention += since_ms(middle);
         begun = now_ms();
-        t.attention += begun - middle;
         op->add_norm(m->device, m->h, m->x, m->y, w->mlp_norm, b.n_rows, d);
         op->silu_mul(m->device, m->act, m->gate_up, b.n_rows, d);
     }

@@ -94,6 +94,22 @@ def test_kernels(tiny, ranks):
         assert x["ratio"] == pytest.approx(x["gb_s"] / x["read_gb_s"], rel=1e-4)
 
 
+def test_kernels_of_a_model_that_takes_no_time(tmp_path):
+    """Its ops end within the microsecond that the clock tells apart; reading it once does, too."""
+    (tmp_path / "config.json").write_text(json.dumps({
+        **TINY, "hidden_size": 4, "intermediate_size": 2, "num_hidden_layers": 1, "num_attention_heads": 1,
+        "num_key_value_heads": 1, "vocab_size": 1,
+    }))
+    words = ("kernels", "--model", tmp_path, "--random-weights", "--contexts", 4, "--rows", "1,2", "--repeat", 6,
+             "--threads", 1)
+    lines = bench(*words)
+    assert len(lines) == 15 and lines[0]["ratio"] == pytest.approx(1, abs=1e-5)
+    for x in lines:
+        assert x["ms"] > 0 and 0 < x["gb_s"] < 1e5 and 0 < x["read_gb_s"] < 1e5
+    text = cli.run_ok("bench", *words).stdout.decode()
+    assert "| qkv, 1 row  " in text and "| qkv, 2 rows " in text
+
+
 def test_prefill(tiny):
     lines = bench("prefill", "--model", tiny, "--random-weights", "--lengths", "1,65", "--repeat", 2, ranks=2)
     assert [x["length"] for x in lines] == [1, 65]
