@@ -36,6 +36,18 @@ def test_70b_on_8_h100_with_16_sequences_of_32k():
     assert dense["parts_us"]["select"] == 0 < retro["parts_us"]["select"]
 
 
+@pytest.mark.parametrize("file", sorted((cli.ROOT / "configs").glob("llama-*.conf")), ids=lambda f: f.stem)
+def test_published_setups_fit(file):
+    """What each file's comment tells to run, from Retro's folder; its sequences fill what it gives to keys and values."""
+    lines = file.read_text().splitlines()
+    options = dict(line.split(" = ") for line in lines if line[0] != "#")
+    (command,) = (line[2:] for line in lines if "build/retro plan" in line)
+    words = [cli.ROOT / w if w.startswith("configs/") else w for w in command.split()[1:]]
+    cell = json.loads(cli.run_ok(*words, "--json").stdout.splitlines()[0])
+    assert cell["fits"] and cell["total_bytes"] < 70 * 2**30 and cell["tp"] == int(options["tp"])
+    assert 16 * cell["context"] == int(options["kv-tokens"]) and options["max-seqs"] == "16"
+
+
 def test_one_gpu_is_too_small():
     one = plan("--policy", "dense", "--contexts", 128, "--batches", 1)[0]
     assert not one["fits"] and one["largest_context"] == 0 and one["weights_bytes"] > 130e9
