@@ -32,9 +32,6 @@ void api_close(struct api *a)
     free(a);
 }
 
-const char *api_model(const struct api *a) { return a->model; }
-int api_context(const struct api *a) { return a->o.context; }
-
 /* ---- errors */
 
 /* Names are cut to a number of bytes: the piece of a character that this may leave goes too. */

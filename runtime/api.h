@@ -33,8 +33,6 @@ struct api_options { /* borrowed, all but model */
 
 struct api *api_open(const struct api_options *o);
 void api_close(struct api *a);
-const char *api_model(const struct api *a);
-int api_context(const struct api *a);
 
 /* ------------------------------------------------------------------------------------------ errors */
 struct api_error {

@@ -97,7 +97,6 @@ enum MHD_Result http_stream_respond(struct http_stream *s);
 void http_stream_abandon(struct http_stream *s);
 /* libmicrohttpd has done with the request. */
 void http_stream_leave(struct http_stream *s);
-bool http_stream_sends_events(const struct http_stream *s);
 /* http_watch.c */
 void http_watch_open(struct http *h);
 void http_watch_close(struct http *h);

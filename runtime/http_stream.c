@@ -9,8 +9,6 @@
 #include "runtime/base/die.h"
 #include "runtime/http_parts.h"
 
-bool http_stream_sends_events(const struct http_stream *s) { return s->request->stream; }
-
 /* ---- lifetime */
 
 static struct http_stream *open_stream(struct http_exchange *x, struct api_request *r)

@@ -15,7 +15,8 @@
 #define MIB ((double)(1 << 20))
 #define LINK_SHARE 0.8 /* of a link's bandwidth that an all-reduce reaches */
 
-/* Memory as nvidia-smi shows it; bandwidth and bf16 rates (dense) of NVIDIA's data sheets; see sources below. */
+/* Memory as nvidia-smi shows it; bandwidth and bf16 rates (dense) of NVIDIA's data sheets; where every number is
+ * from: docs/planning.md. */
 static const struct device_row {
     const char *name;
     double memory_mib, tb_s, tflops, nvlink_gb_s;
@@ -33,37 +34,6 @@ static const struct link_row {
     {"nvlink", 8, 1.35, 0},
     {"infiniband", 22, 1.35, 50},
 };
-
-static const struct machine_source sources[] = {
-    {"H100 SXM", "81559 MiB, 3.35 TB/s, 989 TFLOP/s bf16, NVLink 450 GB/s a direction",
-     "NVIDIA H100 data sheet; nvidia-smi"},
-    {"H200 SXM", "143771 MiB, 4.8 TB/s, 989 TFLOP/s, 450 GB/s", "NVIDIA H200 data sheet; nvidia-smi"},
-    {"A100 SXM 80 GB", "81920 MiB, 2.039 TB/s, 312 TFLOP/s, 300 GB/s", "NVIDIA A100 data sheet; nvidia-smi"},
-    {"B200", "183359 MiB, 8 TB/s, 2250 TFLOP/s, 900 GB/s",
-     "NVIDIA DGX B200 data sheet (an eighth of it); nvidia-smi"},
-    {"InfiniBand NDR", "400 Gbit/s a GPU = 50 GB/s", "NVIDIA Quantum-2 data sheet"},
-    {"all-reduce latency, NVLink", "8 + 1.35 (ranks-1) us",
-     "NCCL in a graph, 16 KB on 8 H100: 17.8 us (published); how it splits into base and ranks is assumed"},
-    {"all-reduce latency, InfiniBand", "22 + 1.35 (ranks-1) us",
-     "assumed: NVLink's and two network hops of 5 to 7 us"},
-    {"share of bandwidth, link", "0.8",
-     "NCCL's developers: about 370 of 450 GB/s on 8 H100, by ring, large sizes"},
-    {"share of bandwidth, GEMM", "0.85", "assumed; what this project asks of its own kernels"},
-    {"share of bandwidth, attention", "0.85",
-     "FlashMLA reaches 0.90 (published); 0.85 assumed for paged lists"},
-    {"share of FLOP/s, GEMM", "0.5",
-     "assumed; TensorRT-LLM's figures at TP 1 to 8 agree with it (docs/planning.md)"},
-    {"launch of an op in a graph", "1.5 us", "assumed: gap between dependent kernels of a CUDA graph"},
-    {"a step on top", "150 us", "assumed: plan, upload, download of the best tokens, wake-up of the ranks"},
-    {"CUDA context, cuBLAS", "0.55 GiB", "assumed 0.5 GiB and the workspace that kernels/cuda allocates"},
-    {"NCCL buffers", "0.5 GiB", "assumed: 4 MiB (NCCL_BUFFSIZE's default) x 2 x channels, and plans"},
-    {"cpu", "reading measured; shares 0.85; 5 us an op; all-reduce 2 + 2 (ranks-1) us and 5 GB/s",
-     "assumed, after Open MPI on one host: 4 to 6 us at 8 KiB, 207 us at 1 MiB"},
-    {"exposure by window", "1 + 0.17 (w-1)^0.65", "RetroAttention: 1.17 at w = 2, 1.60 at w = 8"},
-    {NULL, NULL, NULL},
-};
-
-const struct machine_source *machine_sources(void) { return sources; }
 
 void machine_curve_add(struct curve *c, double x, double y)
 {

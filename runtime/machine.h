@@ -1,7 +1,7 @@
 /* machine.h - what a device and the link between its ranks can do, for `retro plan`.
  *
- * Built in: H100, H200, A100, B200 and NVLink or InfiniBand between them; every number has its source beside it
- * in machine.c and docs/planning.md. From a file: one JSON object with the fields of struct machine, or the lines
+ * Built in: H100, H200, A100, B200 and NVLink or InfiniBand between them; every number has its source in
+ * docs/planning.md. From a file: one JSON object with the fields of struct machine, or the lines
  * that `retro bench kernels --json` (and `bench allreduce --json`) print, which calibrate a CPU. */
 #ifndef RETRO_MACHINE_H
 #define RETRO_MACHINE_H
@@ -53,11 +53,5 @@ struct device;
 void machine_measure(struct machine *m, struct device *d, int n_ranks);
 
 double machine_all_reduce_us(const struct machine *m, int n_ranks, double bytes);
-
-/* The sources, as a table: what, value, where from. NULL ends it. */
-struct machine_source {
-    const char *what, *value, *source;
-};
-const struct machine_source *machine_sources(void);
 
 #endif
