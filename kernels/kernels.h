@@ -148,8 +148,8 @@ enum counter {
     COUNTER_PAGES_LOADED, /* pages of S, layers >= dense_layers */
     COUNTER_PAGES_MET, /* sum of |U_r| of revised rows, counting pages with a key the row may see, same layers
                         */
-    COUNTER_TOKENS_READ,  /* keys (with values) read by decode, all layers: filled tokens of the pages read */
-    COUNTER_TOKENS_DENSE, /* keys that dense decode reads for the same steps (visible keys) */
+    COUNTER_TOKENS_READ, /* keys (with values) read by decode, all layers: of the pages read, what the new row sees */
+    COUNTER_TOKENS_DENSE,   /* keys that dense decode reads for the same steps (visible keys) */
     COUNTER_SUMMARIES_READ, /* page summaries read for scoring */
     COUNTER_COUNT
 };

@@ -214,14 +214,16 @@ class Decoder:
         return pages, chosen, scores, paging.margin_of(pages, scores, chosen, s.sink_pages)
 
     def count(self, i, g, pages, record):
-        """Book what one kv head read.  Only written slots count; summaries only where pages were scored.
+        """Book what one kv head read.  Only slots that the new row sees count; summaries only where pages were scored.
 
         Revised rows read nothing of their own: their pages are pages of S.
         """
         s, c, layer = self.settings, self.model.config, self.layers[i]
         slot_bytes = 2 * c.head_dim * KV_BYTES[s.kv_dtype]
-        self.counters.bytes_dense += layer.n_filled(pages) * slot_bytes
-        self.counters.bytes_read += layer.n_filled(record["chosen"]) * slot_bytes
+        p, window = layer.n_tokens - 1, c.windows[i]
+        n_dense, n_read = (paging.visible(layer.positions(x), p, window).sum() for x in (pages, record["chosen"]))
+        self.counters.bytes_dense += int(n_dense) * slot_bytes
+        self.counters.bytes_read += int(n_read) * slot_bytes
         if record["scores"] is not None:
             self.counters.bytes_read += len(pages) * summary_bytes(s.summary_type, s.kv_dtype, c.head_dim)
         if i >= s.dense_layers:

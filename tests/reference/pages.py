@@ -55,11 +55,6 @@ class LayerPages:
         e = self.k.shape[-1]
         return self.k[g, pages].reshape(-1, e), self.v[g, pages].reshape(-1, e)
 
-    def n_filled(self, pages):
-        """Written slots in the given pages."""
-        start = np.asarray(pages) * self.page_size
-        return int(np.clip(self.n_tokens - start, 0, self.page_size).sum())
-
 
 def visible(positions, r, window):
     """Which key positions the query at r may see: none after r, and none that a sliding window has left."""

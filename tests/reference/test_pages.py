@@ -36,7 +36,7 @@ def test_bounds_are_exact_after_every_write(kv_dtype):
         at = layer.positions([2, 8])
         np.testing.assert_array_equal(k, [keys[p][0][g] for p in at])
         np.testing.assert_array_equal(v, [keys[p][1][g] for p in at])
-    assert layer.n_filled([0, 8]) == 8 and layer.n_filled([9]) == 1 and np.isnan(layer.k[:, 9, 1:]).all()
+    assert np.isnan(layer.k[:, 9, 1:]).all()
 
 
 def test_alpha_one_is_quests_bound():

@@ -334,12 +334,12 @@ def test_bytes_read(family, overrides, kv_dtype, n_bytes):
     read = dense = 0
     for (step, layer, _), record in run.records.items():
         p = run.position(step)
-        first = 0 if window is None else (p - window + 1) // 4 * 4
+        first = 0 if window is None else p - window + 1
         dense += (p + 1 - first) * 2 * e * n_bytes
         if layer < 2:
             read += (p + 1 - first) * 2 * e * n_bytes
         else:
-            read += sum(min(4, p + 1 - 4 * j) for j in record["chosen"]) * 2 * e * n_bytes
+            read += sum(min(4 * j + 4, p + 1) - max(4 * j, first) for j in record["chosen"]) * 2 * e * n_bytes
             read += (p // 4 + 1 - first // 4) * 2 * e * n_bytes
     assert (read, dense) == (run.counters.bytes_read, run.counters.bytes_dense)
     assert 0.3 < run.counters.kv_read_share < 1
