@@ -244,7 +244,7 @@ bool addedtokens_scan_next(struct addedtokens_scan *s, size_t *start, size_t *en
         *end = at > s->done ? at : s->done;
         *token = t;
         s->done = stop;
-        return true;
+        if (at < stop) return true; /* else the token before it has taken all of it */
     }
     s->finished = true;
     *start = s->done;

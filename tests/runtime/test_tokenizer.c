@@ -250,6 +250,25 @@ static void stripping_and_single_words(void **state)
     tokenizer_close(t);
 }
 
+/* As in the package: what a token has stripped can be another one unless that one strips to its left, too. */
+static void what_was_stripped_may_be_a_token(void **state)
+{
+    (void)state;
+    static const char *const added[] = {
+        "[{\"id\":13,\"content\":\"xx\",\"rstrip\":true,\"normalized\":false},"
+        "{\"id\":14,\"content\":\"\\n\\n\",\"rstrip\":true,\"normalized\":false}]",
+        "[{\"id\":13,\"content\":\"xx\",\"rstrip\":true,\"normalized\":false},"
+        "{\"id\":14,\"content\":\"\\n\\n\",\"lstrip\":true,\"rstrip\":true,\"normalized\":false}]",
+    };
+    struct tokenizer *t = byte_level(added[0], "");
+    expect_ids(t, "axx\n\n\n\na", false, IDS(0, 13, 14, 14, 0));
+    tokenizer_close(t);
+    t = byte_level(added[1], "");
+    expect_ids(t, "axx\n\n\n\na", false, IDS(0, 13, 0));
+    expect_ids(t, "a \n\n\n\na", false, IDS(0, 14, 0));
+    tokenizer_close(t);
+}
+
 /* ------------------------------------------------------------------------------------------ decoding */
 static void half_characters_wait(void **state)
 {
@@ -561,6 +580,7 @@ int main(void)
         cmocka_unit_test(added_tokens_are_found_anywhere_and_the_longest_wins),
         cmocka_unit_test(ids_come_from_the_vocabulary_or_behind_it),
         cmocka_unit_test(stripping_and_single_words),
+        cmocka_unit_test(what_was_stripped_may_be_a_token),
         cmocka_unit_test(half_characters_wait),
         cmocka_unit_test(pieces_fall_back_to_bytes),
         cmocka_unit_test(bad_input_is_refused),

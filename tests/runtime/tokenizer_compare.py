@@ -283,6 +283,7 @@ def options():
         tokenizer.add_tokens([AddedToken(f"[{name}é]", normalized=True, **option)])
     tokenizer.add_tokens(["word", "words", "rd", "  ", "é", "日本"])
     tokenizer.add_tokens([AddedToken("\n\n", normalized=False), AddedToken("quick", single_word=True)])
+    tokenizer.add_tokens([AddedToken("\t\t", lstrip=True, rstrip=True, normalized=False)])
     return tokenizer
 
 
