@@ -36,12 +36,27 @@ static const struct command {
 
 static const int n_commands = sizeof commands / sizeof *commands;
 
-static void print_usage(FILE *f)
+/* Of a command of two words: is `word` its first? */
+static bool begins_with(const struct command *c, const char *word)
 {
-    fprintf(f, "usage: retro COMMAND --model DIR [options]      alone, or under mpirun or srun\n\n");
-    for (int i = 0; i < n_commands; i++) fprintf(f, "  %-15s %s\n", commands[i].name, commands[i].what);
+    size_t length = strlen(word);
+    return strncmp(c->name, word, length) == 0 && c->name[length] == ' ';
+}
+
+/* All commands, or those that begin with `word`. False when there are none. */
+static bool print_usage(FILE *f, const char *word)
+{
+    int n = 0;
+    for (int i = 0; i < n_commands; i++) {
+        if (word && !begins_with(&commands[i], word)) continue;
+        if (n++ == 0)
+            fprintf(f, "usage: retro COMMAND --model DIR [options]      alone, or under mpirun or srun\n\n");
+        fprintf(f, "  %-15s %s\n", commands[i].name, commands[i].what);
+    }
+    if (n == 0) return false;
     fprintf(f, "\nretro COMMAND --help shows a command's options; retro help config prints them all as a "
                "config file\n");
+    return true;
 }
 
 /* A command's name is one word or two; *n_words of argv[1 ...] are it. */
@@ -60,10 +75,11 @@ static const struct command *find_command(int argc, char **argv, int *n_words)
 /* "bench: decode, prefill, ...", when the first word alone begins several commands. */
 static bool named_second_words(const char *word, char *text, size_t size)
 {
-    size_t n = 0, length = strlen(word);
+    size_t n = 0;
     for (int i = 0; i < n_commands; i++)
-        if (strncmp(commands[i].name, word, length) == 0 && commands[i].name[length] == ' ' && n < size)
-            n += (size_t)snprintf(text + n, size - n, "%s%s", n ? ", " : "", commands[i].name + length + 1);
+        if (begins_with(&commands[i], word) && n < size)
+            n += (size_t)snprintf(text + n, size - n, "%s%s", n ? ", " : "",
+                                  strchr(commands[i].name, ' ') + 1);
     return n > 0;
 }
 
@@ -76,7 +92,9 @@ static int refuse_command(const char *name)
     return EXIT_CODE_OPTION;
 }
 
-/* help [COMMAND | config], --help, --version. Returns false when argv is none of them. */
+static bool is_help(const char *word) { return strcmp(word, "--help") == 0 || strcmp(word, "-h") == 0; }
+
+/* help [COMMAND | config], --help, bench --help, --version. Returns false when argv is none of them. */
 static bool told_help(int argc, char **argv, int *code)
 {
     *code = EXIT_CODE_OK;
@@ -84,14 +102,14 @@ static bool told_help(int argc, char **argv, int *code)
         printf("retro %s\n", RETRO_VERSION);
         return true;
     }
-    if (strcmp(argv[1], "help") != 0 && strcmp(argv[1], "--help") != 0 && strcmp(argv[1], "-h") != 0)
-        return false;
+    if (strcmp(argv[1], "help") != 0 && !is_help(argv[1]))
+        return argc == 3 && is_help(argv[2]) && print_usage(stdout, argv[1]);
     int n_words;
     const struct command *c = argc > 2 ? find_command(argc - 1, argv + 1, &n_words) : NULL;
     if (argc > 2 && strcmp(argv[2], "config") == 0) options_print_config(stdout);
     else if (c) options_print_help(stdout, c->bit);
-    else if (argc > 2) *code = refuse_command(argv[2]);
-    else print_usage(stdout);
+    else if (argc > 2 && (argc > 3 || !print_usage(stdout, argv[2]))) *code = refuse_command(argv[2]);
+    else if (argc == 2) print_usage(stdout, NULL);
     return true;
 }
 
@@ -124,7 +142,7 @@ static int written(int code)
 int main(int argc, char **argv)
 {
     if (argc < 2) {
-        print_usage(stderr);
+        print_usage(stderr, NULL);
         return EXIT_CODE_OPTION;
     }
     int code, n_words;

@@ -112,9 +112,16 @@ def test_help_names_every_option():
     assert "--dump-logits" not in text and "--dump-logits" in cli.run_ok("eval", "--help").stdout.decode()
 
 
+def test_help_of_a_first_word_names_its_second_ones():
+    for words in (["bench", "--help"], ["bench", "-h"], ["help", "bench"]):
+        text = cli.run_ok(*words).stdout.decode()
+        assert all(f"  bench {w} " in text for w in ("decode", "prefill", "serve")) and "generate" not in text
+
+
 def test_help_of_nothing_is_refused():
     cli.one_line(cli.run("help", "genrate"), 2, "genrate: no such command")
-    cli.one_line(cli.run("help", "bench"), 2, "bench needs a second word: decode")
+    for words in (["bench"], ["bench", "--json"], ["help", "bench", "encode"]):
+        cli.one_line(cli.run(*words), 2, "bench needs a second word: decode")
     assert cli.run_ok("help", "bench", "decode").stdout and cli.run_ok("help").stdout
 
 
