@@ -91,14 +91,14 @@ struct page {
     int last_loaded;
 };
 
-/* Shared memory of a block: the ring of tiles, queries, weights, two windows of pages, maxima and sums. */
+/* Shared memory of a block: the ring of tiles, queries, weights, two windows of pages, maxima (in the end sums). */
 template <int E> struct ring {
     enum { ROW = E + 8, STAGES = E <= 64 ? 4 : E <= 80 ? 3 : 2, BYTES = TILE * ROW * 2 };
 };
-template <int E> static size_t shared_bytes(int queries)
+template <int E> static constexpr size_t shared_bytes(int queries)
 {
     return 2 * ring<E>::STAGES * ring<E>::BYTES + (size_t)queries * (ring<E>::ROW + WEIGHT_ROW) * 2 +
-           2 * WINDOW * sizeof(struct page) + 2 * 4 * QUERIES * sizeof(float);
+           2 * WINDOW * sizeof(struct page) + 4 * QUERIES * sizeof(float);
 }
 
 /* Window `i` of the split's pages into its slot; the caller needs a barrier before it is read. */
@@ -330,7 +330,7 @@ static __global__ void __launch_bounds__(THREADS)
     char *key = memory, *value = key + STAGES * BYTES;
     T *q = reinterpret_cast<T *>(value + STAGES * BYTES), *p = q + a.queries * ROW;
     struct page *pages = reinterpret_cast<struct page *>(p + a.queries * WEIGHT_ROW);
-    float *warp_max = reinterpret_cast<float *>(pages + 2 * WINDOW), *warp_sums = warp_max + 4 * QUERIES;
+    float *of_warps = reinterpret_cast<float *>(pages + 2 * WINDOW);
     int n_mt = (w.n_queries + 15) / 16, page_shift = __ffs(m.P) - 1, g = threadIdx.x % 32 / 4;
     int lowest = first_visible(w.oldest, kv.sliding_window), n_windows = 1;
     int n_tiles = (w.n_pages * m.P + TILE - 1) / TILE;
@@ -379,17 +379,17 @@ static __global__ void __launch_bounds__(THREADS)
         copy_commit();
         float s[4][2][4];
         score_tokens<T, E>(s, key + stage * BYTES, q, n_mt);
-        mask_scores(s, y, warp_max, pages, t, page_shift, w.s.position, kv.sliding_window, n_mt);
+        mask_scores(s, y, of_warps, pages, t, page_shift, w.s.position, kv.sliding_window, n_mt);
         __syncthreads(); /* every warp's maxima are there, and the tile's keys are done with */
         if (t + STAGES < n_tiles)
             copy_tile<E>(key + stage * BYTES, pages, t + STAGES, 0, w, lowest, page_shift, kv);
         copy_commit();
-        weigh<T, COLUMNS>(s, o, y, p, warp_max, m.attention_scale * 1.44269504f, n_mt);
+        weigh<T, COLUMNS>(s, o, y, p, of_warps, m.attention_scale * 1.44269504f, n_mt);
         copy_wait<2 * STAGES - 1>();
         __syncthreads(); /* every warp's weights and the tile's values are there */
         add_values<T, E, COLUMNS>(o, value + stage * BYTES, p, n_mt);
     }
-    store_part<E, COLUMNS>(o, y, warp_sums, w, a, m, n_mt);
+    store_part<E, COLUMNS>(o, y, of_warps, w, a, m, n_mt); /* its maxima were read before the last barrier */
 }
 
 /* --- every other width and type --- */
@@ -445,6 +445,7 @@ template <typename T, int E>
 static void launch_tiles(dim3 grid, struct attend a, const struct kv_layer *kv, const struct batch *b,
                          const struct dims *m, cudaStream_t stream)
 {
+    static_assert(shared_bytes<E>(QUERIES) <= SHARED_MOST, "fits every GPU");
     size_t bytes = shared_bytes<E>(a.queries);
     allow_shared(attend_tiles<T, E>, bytes);
     attend_tiles<T, E><<<grid, THREADS, bytes, stream>>>(a, *kv, *b, *m);

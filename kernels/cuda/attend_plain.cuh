@@ -34,18 +34,19 @@ struct plain_query {
 };
 
 struct plain_shared {
-    float *q, *k, *v, *o; /* (PLAIN_QUERIES,E), (PLAIN_TOKENS,E+1) twice: odd strides, (PLAIN_QUERIES,E) */
+    float *q, *o, *k, *v; /* (PLAIN_QUERIES,E) twice, (PLAIN_TOKENS,E+1): an odd stride, (PLAIN_TOKENS,E) */
     float *p, *m, *l, *f; /* (PLAIN_QUERIES,PLAIN_TOKENS), (PLAIN_QUERIES) thrice */
     struct plain_token *token;
     struct plain_query *query;
 };
 
-static inline size_t plain_shared_bytes(int E)
+static constexpr size_t plain_shared_bytes(int E)
 {
     return sizeof(struct plain_token) * PLAIN_TOKENS + sizeof(struct plain_query) * PLAIN_QUERIES +
-           sizeof(float) * (size_t)(2 * PLAIN_QUERIES * E + 2 * PLAIN_TOKENS * (E + 1) +
+           sizeof(float) * (size_t)(2 * PLAIN_QUERIES * E + PLAIN_TOKENS * (2 * E + 1) +
                                     PLAIN_QUERIES * (PLAIN_TOKENS + 3));
 }
+static_assert(plain_shared_bytes(ATTENTION_MAX_E) <= SHARED_MOST, "fits every GPU");
 
 static __device__ __forceinline__ struct plain_shared plain_carve(char *memory, int E)
 {
@@ -56,7 +57,7 @@ static __device__ __forceinline__ struct plain_shared plain_carve(char *memory, 
     s.o = s.q + PLAIN_QUERIES * E;
     s.k = s.o + PLAIN_QUERIES * E;
     s.v = s.k + PLAIN_TOKENS * (E + 1);
-    s.p = s.v + PLAIN_TOKENS * (E + 1);
+    s.p = s.v + PLAIN_TOKENS * E;
     s.m = s.p + PLAIN_QUERIES * PLAIN_TOKENS;
     s.l = s.m + PLAIN_QUERIES;
     s.f = s.l + PLAIN_QUERIES;
@@ -114,7 +115,7 @@ static __device__ void plain_tile(const struct plain_shared &s, int window, cons
         int t = at / E, e = at - t * E;
         const char *key = s.token[t].key;
         s.k[t * (E + 1) + e] = key ? element(key, e, m.kv) : 0.0f;
-        s.v[t * (E + 1) + e] = key ? element(key + values_distance(m), e, m.kv) : 0.0f;
+        s.v[at] = key ? element(key + values_distance(m), e, m.kv) : 0.0f;
     }
     __syncthreads(); /* keys and values are there */
     for (int i = warp; i < PLAIN_QUERIES; i += PLAIN_THREADS / 32) plain_weigh(s, i, window, m);
@@ -122,7 +123,7 @@ static __device__ void plain_tile(const struct plain_shared &s, int window, cons
     for (int at = threadIdx.x; at < PLAIN_QUERIES * E; at += PLAIN_THREADS) {
         int i = at / E, e = at - i * E;
         float o = s.o[at] * s.f[i];
-        for (int t = 0; t < PLAIN_TOKENS; t++) o += s.p[i * PLAIN_TOKENS + t] * s.v[t * (E + 1) + e];
+        for (int t = 0; t < PLAIN_TOKENS; t++) o += s.p[i * PLAIN_TOKENS + t] * s.v[t * E + e];
         s.o[at] = o;
     }
 }

@@ -23,6 +23,8 @@ enum {
     SPLIT_STEP = 64,   /* a split is a multiple of these tokens of the list ... */
     SPLIT_LEAST = 128, /* ... and at least these: less is not worth its partial results */
     SPLITS_MAX = 128,  /* of a list */
+    /* Bytes of shared memory that every GPU from sm_80 on gives a block; sm_86, sm_89 and sm_120 no more. */
+    SHARED_MOST = 99 << 10,
 };
 
 /* --- elements of a type known at run time --- */

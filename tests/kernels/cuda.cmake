@@ -21,8 +21,12 @@ cuda_test(attention.rows ENV EMU_SEED=1 COMMAND ${bin}/test_kernels_attention --
 cuda_test(attention.ties ENV EMU_SEED=4 EMU_RACE=2 COMMAND ${bin}/test_kernels_attention --device cuda --only test_ties)
 cuda_test(attention.long ENV EMU_SEED=2 EMU_RACE=1 COMMAND ${bin}/test_kernels_attention --device cuda --only test_long*)
 cuda_test(attention.pages ENV EMU_SEED=1 EMU_RACE=1 COMMAND ${bin}/test_kernels_attention --device cuda --only test_many*)
+set(capability_1 80)
+set(capability_2 86) # the least shared memory of all
+set(capability_3 90)
+set(capability_4 90)
 foreach(seed 1 2 3 4)
-  set(checks EMU_SEED=${seed} EMU_UNINIT=1)
+  set(checks EMU_SEED=${seed} EMU_UNINIT=1 EMU_CAPABILITY=${capability_${seed}})
   math(EXPR race "${seed} % 2 + 1")
   cuda_test(attention.steps.${seed} ENV ${checks} EMU_RACE=${race}
     COMMAND ${bin}/test_kernels_attention --device cuda --only test_steps*)

@@ -42,7 +42,15 @@ int device_sms() { return (int)env_number("EMU_SMS", 16); }
 int device_capability() { return (int)env_number("EMU_CAPABILITY", 90); }
 u64 shared_optin_limit()
 {
-    return device_capability() >= 90 ? 232448 : device_capability() == 80 ? 166912 : 101376;
+    switch (device_capability()) { // CUDA programming guide, technical specifications by compute capability
+    case 80:
+    case 87: return 166912;
+    case 86:
+    case 89:
+    case 120:
+    case 121: return 101376;
+    default: return 232448;
+    }
 }
 
 static u32 peers[MAX_DEVICES];
