@@ -14,7 +14,7 @@
 
 enum {
     RANGES_MAX = MARKS_MAX / 2
-}; /* of one step: 13 ops and 2 all-reduces in each of 512 layers, and more */
+}; /* without a wait: 13 ops and 2 all-reduces in each of 512 layers, and more */
 
 struct trace_device {
     struct device base;
@@ -29,9 +29,24 @@ struct trace_device {
 
 static struct trace_device *trace_of(struct device *d) { return (struct trace_device *)d; }
 
+/* What was issued is done: its marks can be read. */
+static void flush(struct trace_device *t)
+{
+    for (int i = 0; i < t->n_ranges; i++) {
+        double from = t->op->mark_us(t->inner, 2 * i), to = t->op->mark_us(t->inner, 2 * i + 1);
+        fprintf(t->file, "%s\n{\"name\":\"%s\",\"ph\":\"X\",\"pid\":%d,\"tid\":0,\"ts\":%.3f,\"dur\":%.3f}",
+                t->any ? "," : "", t->name[i], t->rank, from, to - from);
+        t->any = true;
+    }
+    t->n_ranges = 0;
+}
+
 static void begin(struct trace_device *t, const char *name)
 {
-    ASSERT(t->n_ranges < RANGES_MAX);
+    if (t->n_ranges == RANGES_MAX) { /* a step that moves many blocks to or from the swap space */
+        t->op->sync(t->inner);
+        flush(t);
+    }
 #ifdef RETRO_HAVE_CUDA
     nvtxRangePushA(name);
 #endif
@@ -46,18 +61,6 @@ static void end(struct trace_device *t)
 #ifdef RETRO_HAVE_CUDA
     nvtxRangePop();
 #endif
-}
-
-/* The step is done: its marks can be read. */
-static void flush(struct trace_device *t)
-{
-    for (int i = 0; i < t->n_ranges; i++) {
-        double from = t->op->mark_us(t->inner, 2 * i), to = t->op->mark_us(t->inner, 2 * i + 1);
-        fprintf(t->file, "%s\n{\"name\":\"%s\",\"ph\":\"X\",\"pid\":%d,\"tid\":0,\"ts\":%.3f,\"dur\":%.3f}",
-                t->any ? "," : "", t->name[i], t->rank, from, to - from);
-        t->any = true;
-    }
-    t->n_ranges = 0;
 }
 
 /* ------------------------------------------------------------------------------------------ passed on
@@ -209,7 +212,6 @@ static bool graph_launch(struct device *d, uint64_t key)
 static void graph_end(struct device *d) { (void)d; }
 
 static const struct ops trace_ops = {
-    .name = "trace",
     .mem_alloc = mem_alloc,
     .mem_free = mem_free,
     .host_alloc = host_alloc,
@@ -273,7 +275,8 @@ enum status trace_device_open(struct device **out, struct device *inner, const c
     }
     fprintf(t->file, "[");
     t->ops = trace_ops;
-    t->ops.mixed_types = t->op->mixed_types; /* the same weights, or other times would be told */
+    t->ops.name = t->op->name; /* the same memory and weights, or other times would be told */
+    t->ops.mixed_types = t->op->mixed_types;
     t->base = (struct device){.ops = &t->ops, .close = close_device};
     snprintf(t->base.description, sizeof t->base.description, "%.140s, traced", device_describe(inner));
     *out = &t->base;

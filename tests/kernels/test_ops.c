@@ -1,5 +1,9 @@
 /* test_ops.c - the ops that are neither products nor attention, each against its formula in double, on the
- * device of --device: memory, embed, rope_table, add_norm, gather, silu_mul, argmax, top_k, convert. */
+ * device of --device: memory, embed, rope_table, add_norm, gather, silu_mul, argmax, top_k, convert; and the trace. */
+#define _GNU_SOURCE
+#include <unistd.h>
+
+#include "kernels/trace.h"
 #include "tests/kernels/guard.h"
 #include "tests/kernels/staged.h"
 
@@ -407,6 +411,35 @@ static void convert_rounds_once(void **state)
     device_close(d);
 }
 
+/* A step that swaps sequences moves thousands of pieces before anything is waited for. */
+static void a_trace_holds_any_number_of_transfers(void **state)
+{
+    (void)state;
+    enum { N = MARKS_MAX / 2 + 3 };
+    char path[] = "/tmp/retro-trace-XXXXXX", text[4096];
+    int file = mkstemp(path), n_events = 0;
+    assert_true(file >= 0 && close(file) == 0);
+    struct device *d;
+    struct device_options o = {.n_threads = 1};
+    struct reason why;
+    assert_int_equal(device_open(&d, staged_cuda ? DEVICE_CUDA : DEVICE_CPU, &o, &why), STATUS_OK);
+    const char *name = device_ops(d)->name;
+    assert_int_equal(trace_device_open(&d, d, path, 0, &why), STATUS_OK);
+    const struct ops *ops = device_ops(d);
+    assert_string_equal(ops->name, name);
+    char *to = ops->mem_alloc(d, 1);
+    for (int i = 0; i < N; i++) ops->upload(d, to, &why, 1);
+    ops->sync(d);
+    ops->mem_free(d, to, 1);
+    device_close(d);
+    FILE *f = fopen(path, "r");
+    assert_non_null(f);
+    while (fgets(text, sizeof text, f)) n_events += strstr(text, "\"name\":\"upload\"") != NULL;
+    assert_int_equal(n_events, N);
+    fclose(f);
+    unlink(path);
+}
+
 static void description_names_what_runs(void **state)
 {
     (void)state;
@@ -433,6 +466,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(argmax_prefers_the_lower_index),
         cmocka_unit_test(top_k_is_a_sorted_prefix),
         cmocka_unit_test(convert_rounds_once),
+        cmocka_unit_test(a_trace_holds_any_number_of_transfers),
         cmocka_unit_test(description_names_what_runs),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
