@@ -40,6 +40,8 @@ struct comm *comm_alloc(int rank, int size);
 void self_open(struct comm *c);
 void mpi_open(struct comm *c, bool first_on_host);
 void shm_open_group(struct comm *c);
+/* At the end of a broken job, on any thread: no object of a group that was still being made stays behind. */
+void shm_forget_name(void);
 
 /* Collective: everyone learns the hosts. */
 void phase_open(struct comm *c, const char *host);

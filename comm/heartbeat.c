@@ -210,6 +210,7 @@ static int64_t linger_us(const struct heartbeat *h, const struct cause *c)
 
 static _Noreturn void leave(struct heartbeat *h, int exit_code, int64_t stay_us)
 {
+    shm_forget_name();
     if (stay_us > 0) wait_for_signal(h, clock_us() + stay_us);
     _exit(exit_code);
 }

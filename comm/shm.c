@@ -151,20 +151,30 @@ static void shm_close(struct comm *c)
 static const struct comm_table shm_table = {
     .reserve = shm_reserve, .all_reduce = shm_all_reduce, .gather = mpi_gather, .close = shm_close};
 
-/* Rank 0 makes the object, everyone maps it, and its name is gone before the first use: nothing is left
- * behind. */
+/* Of the object that the ranks meet at. */
+static char name[64];
+static atomic_bool has_name;
+
+void shm_forget_name(void)
+{
+    if (atomic_exchange(&has_name, false)) shm_unlink(name);
+}
+
+/* Rank 0 makes the object, everyone maps it, and its name is gone before the first use, or when the job ends
+ * before that: nothing is left behind. */
 static char *map_segment(const struct comm *c, size_t bytes)
 {
-    char name[64];
     int fd = -1, failed = 0;
     if (c->rank == 0) {
         struct timespec t;
         clock_gettime(CLOCK_REALTIME, &t);
         snprintf(name, sizeof name, "/retro-%d-%ld", getpid(), t.tv_nsec);
+        atomic_store(&has_name, true);
         fd = shm_open(name, O_CREAT | O_EXCL | O_RDWR, 0600);
         if (fd >= 0) failed = posix_fallocate(fd, 0, (off_t)bytes);
     }
     mpi_check(MPI_Bcast(name, sizeof name, MPI_BYTE, 0, c->mpi), "MPI_Bcast");
+    atomic_store(&has_name, true);
     if (c->rank != 0) fd = shm_open(name, O_RDWR, 0600);
     char *map =
         fd >= 0 && !failed ? mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0) : MAP_FAILED;
@@ -172,7 +182,7 @@ static char *map_segment(const struct comm *c, size_t bytes)
     if (fd >= 0) close(fd);
     int bad = map == MAP_FAILED, any = 0;
     mpi_check(MPI_Allreduce(&bad, &any, 1, MPI_INT, MPI_MAX, c->mpi), "MPI_Allreduce");
-    if (c->rank == 0) shm_unlink(name);
+    shm_forget_name();
     if (bad)
         LOG_WARN("no shared memory of %zu MiB (%s): all-reduce goes through MPI; a larger /dev/shm makes it "
                  "faster",
