@@ -480,10 +480,10 @@ void heartbeat_open(const struct comm_world *w, const struct heartbeat_options *
     handle_signals(true);
 }
 
-void heartbeat_close(void)
+bool heartbeat_close(void)
 {
     struct heartbeat *h = here;
-    if (!h) return;
+    if (!h) return false;
     atomic_store(&h->closing, true);
     wake_thread(h);
     pthread_join(h->thread, NULL);
@@ -499,4 +499,5 @@ void heartbeat_close(void)
     free(h->stream);
     free(h->told);
     free(h);
+    return true;
 }

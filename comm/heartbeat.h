@@ -45,7 +45,7 @@ struct heartbeat_rank {
     uint64_t steps; /* that it began */
 };
 bool heartbeat_rank(int rank, struct heartbeat_rank *out);
-/* Normal end: returns when all ranks are here. */
-void heartbeat_close(void);
+/* Normal end: returns when all ranks are here. False when there was no heartbeat. */
+bool heartbeat_close(void);
 
 #endif

@@ -31,7 +31,8 @@ static void refuse_singletons(const struct comm_world *w)
 }
 
 /* ---- MPI_Init has no time limit of its own: it waits for ranks that never come. Neither have the collectives between it
- * and the heartbeat; there rank 0 names who is missing, and this is for a rank 0 that is missing itself. */
+ * and the heartbeat; there rank 0 names who is missing, and this is for a rank 0 that is missing itself. Nor has
+ * MPI_Finalize, behind the heartbeat. */
 
 static struct {
     pthread_mutex_t lock;
@@ -39,10 +40,11 @@ static struct {
     pthread_t thread;
     double limit_s;
     int64_t until_us;
-    bool open, mpi_runs, done;
+    enum guarded { MPI_STARTS, MPI_RUNS, MPI_ENDS } what;
+    bool open, done;
 } guard = {.lock = PTHREAD_MUTEX_INITIALIZER};
 
-static _Noreturn void give_up(bool mpi_runs, double limit_s)
+static _Noreturn void give_up(enum guarded what, double limit_s)
 {
     enum { OTHERS_US = 1500000 };
     const char *rank = getenv("OMPI_COMM_WORLD_RANK"), *size = getenv("OMPI_COMM_WORLD_SIZE");
@@ -51,7 +53,11 @@ static _Noreturn void give_up(bool mpi_runs, double limit_s)
     gethostname(host, sizeof host - 1);
     snprintf(here, sizeof here, "rank %s of %s on %s", rank ? rank : "?", size ? size : "?", host);
     logfile_speak();
-    if (mpi_runs)
+    if (what == MPI_ENDS)
+        LOG_ERROR(
+            "%s: all work is done, but MPI did not end within %.0f s: a rank without this line stands still",
+            here, limit_s);
+    else if (what == MPI_RUNS)
         LOG_ERROR("%s: MPI started, but not all ranks came further within %.0f s: a rank without this line "
                   "stands still",
                   here, limit_s);
@@ -82,10 +88,11 @@ static void *watch_start(void *unused)
         int64_t stopped_us = clock_us() - began - TICK_US;
         if (stopped_us > TICK_US) guard.until_us += stopped_us;
     }
-    bool done = guard.done, mpi_runs = guard.mpi_runs;
+    bool done = guard.done;
+    enum guarded what = guard.what;
     double limit_s = guard.limit_s;
     pthread_mutex_unlock(&guard.lock);
-    if (!done) give_up(mpi_runs, limit_s);
+    if (!done) give_up(what, limit_s);
     return NULL;
 }
 
@@ -96,8 +103,10 @@ static void set_limit(double limit_s)
     guard.until_us = clock_us() + (int64_t)(limit_s * 1e6);
 }
 
-static void guard_open(double limit_s)
+static void guard_open(enum guarded what, double limit_s)
 {
+    guard.what = what;
+    guard.done = false;
     set_limit(limit_s);
     pthread_condattr_t monotonic;
     pthread_condattr_init(&monotonic);
@@ -114,7 +123,7 @@ static void guard_again(double limit_s)
     enum { MARGIN_S = 3 };
     if (!guard.open) return;
     pthread_mutex_lock(&guard.lock);
-    guard.mpi_runs = true;
+    guard.what = MPI_RUNS;
     set_limit(limit_s + MARGIN_S);
     pthread_cond_signal(&guard.changed);
     pthread_mutex_unlock(&guard.lock);
@@ -129,6 +138,7 @@ static void guard_close(void)
     pthread_cond_signal(&guard.changed);
     pthread_mutex_unlock(&guard.lock);
     pthread_join(guard.thread, NULL);
+    pthread_cond_destroy(&guard.changed);
 }
 
 double boot_mpirun_notices_s(void)
@@ -145,7 +155,7 @@ void boot_open(struct comm_world *w, double start_s)
 {
     bool launched = started_by_launcher();
     if (launched) {
-        guard_open(start_s);
+        guard_open(MPI_STARTS, start_s);
         /* No rank outlives the launcher's daemon on its host. */
         prctl(PR_SET_PDEATHSIG, SIGKILL);
     }
@@ -201,7 +211,9 @@ enum status boot_watch(const struct comm_world *w, const struct options *o, int 
 int boot_close(int exit_code)
 {
     guard_close();
-    heartbeat_close();
+    /* Ranks that were watched end together; others may wait in MPI_Finalize for as long as rank 0 works alone. */
+    if (heartbeat_close()) guard_open(MPI_ENDS, guard.limit_s);
     comm_world_close();
+    guard_close();
     return exit_code;
 }
