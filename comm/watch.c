@@ -164,17 +164,18 @@ static bool is_held(const struct beat *b)
 /* The ones that the others wait for: the lowest phase of a start. Replicas start together. */
 static bool find_late_start(const struct watch *w, int64_t now_us, struct cause *c)
 {
-    int lowest = PROGRESS_IDLE, highest = 0;
+    int lowest = PROGRESS_IDLE;
     for (int r = 0; r < w->size; r++) {
         int phase = w->rank[r].closed ? PROGRESS_CLOSE : w->rank[r].beat.phase;
         if (phase < lowest) lowest = phase;
-        if (phase > highest) highest = phase;
     }
-    /* Nobody hurries the one who prepares: it may wait for a person. But it is alone in that. */
-    if (lowest >= PROGRESS_IDLE || (lowest == PROGRESS_PREPARE && highest == PROGRESS_PREPARE)) return false;
+    /* Rank 0 prepares for all, the others wait for it. Nobody hurries a person. */
+    bool leads = lowest == PROGRESS_PREPARE && w->rank[0].beat.phase == lowest;
+    bool asks = leads && strcmp(w->rank[0].beat.op, PROGRESS_ASKS) == 0;
+    if (lowest >= PROGRESS_IDLE || asks) return false;
     c->rank = -1;
     for (int r = 0; r < w->size; r++) {
-        if (w->rank[r].closed || w->rank[r].beat.phase != lowest) continue;
+        if (w->rank[r].closed || w->rank[r].beat.phase != lowest || (leads && r != 0)) continue;
         if (!stands_still(w, r, w->limits.start_us, now_us)) return false;
         if (c->rank < 0 || (is_held(&w->rank[r].beat) && !is_held(&w->rank[c->rank].beat))) c->rank = r;
     }
@@ -203,12 +204,27 @@ static bool find_hang(const struct watch *w, int first, int64_t now_us, struct c
     return true;
 }
 
+/* Rank 0 ends in order and waits for a follower. Rank 0 itself may wait for whoever reads what it prints. */
+static bool find_late_end(const struct watch *w, int64_t now_us, struct cause *c)
+{
+    const struct watch_rank *leader = &w->rank[0];
+    if (!leader->closed && leader->beat.phase != PROGRESS_CLOSE) return false;
+    for (int r = 1; r < w->size; r++) {
+        if (now_us - leader->changed_us <= w->limits.hung_us) break;
+        if (!stands_still(w, r, w->limits.hung_us, now_us)) continue;
+        c->kind = CAUSE_HUNG;
+        c->rank = r;
+        return true;
+    }
+    return false;
+}
+
 static bool find_stillness(const struct watch *w, int64_t now_us, struct cause *c)
 {
     if (w->self != 0) return false;
     for (int first = 0; first < w->size; first += w->limits.group)
         if (find_hang(w, first, now_us, c)) return true;
-    return find_late_start(w, now_us, c);
+    return find_late_start(w, now_us, c) || find_late_end(w, now_us, c);
 }
 
 static bool find_sign(const struct watch *w, int64_t now_us, struct cause *c)
@@ -301,8 +317,7 @@ static void describe_hang(const struct watch *w, int64_t now_us, struct cause *c
     bool others_too = false;
     for (int r = c->rank / w->limits.group * w->limits.group, n = 0; n < w->limits.group; n++, r++)
         others_too |= r != c->rank && position(&w->rank[r].beat) == position(&k->beat);
-    const char *waiting = c->kind == CAUSE_START ? "; the others wait for it"
-                          : others_too && !is_held(&k->beat)
+    const char *waiting = k->beat.phase == PROGRESS_STEP && others_too && !is_held(&k->beat)
                               ? "; every rank waits there: a collective does not finish"
                               : "; the others wait for it";
     snprintf(c->text, sizeof c->text, "rank %d on %s made no progress in %s for %.1f s%s%s", c->rank, k->host,

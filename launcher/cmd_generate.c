@@ -11,6 +11,7 @@
 #include "launcher/text.h"
 #include "runtime/base/clock.h"
 #include "runtime/base/die.h"
+#include "runtime/base/progress.h"
 #include "runtime/buffer.h"
 #include "runtime/chat.h"
 #include "runtime/generation.h"
@@ -127,7 +128,9 @@ static enum status encode_prompt(struct run *r, struct reason *why)
 {
     char *text = NULL;
     size_t n = 0;
+    progress_op(PROGRESS_ASKS);
     enum status status = read_prompt(r->o, &text, &n, why);
+    progress_op("tokenize");
     if (status != STATUS_OK) return status;
     if (r->o->chat && strlen(text) != n) {
         status = status_fail(why, STATUS_BAD_INPUT, "a chat message cannot hold a NUL byte");

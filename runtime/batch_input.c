@@ -10,6 +10,7 @@
 
 #include "runtime/api_parts.h"
 #include "runtime/base/crc32.h"
+#include "runtime/base/progress.h"
 #include "runtime/utf8.h"
 
 enum { CHUNK_BYTES = 1 << 16 };
@@ -131,6 +132,7 @@ enum status batch_input_open(struct batch_input *in, const char *path, struct re
             in->sum = buffer_realloc(in->sum, (size_t)capacity, sizeof *in->sum);
         }
         in->sum[n_requests++] = sum_of(&line);
+        progress_tick();
     }
     if (status == STATUS_OK) {
         take_facts(in, n_requests, (int64_t)st.st_mtime);

@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "runtime/base/die.h"
+#include "runtime/base/progress.h"
 #include "runtime/batch_file.h"
 #include "runtime/fields.h"
 
@@ -137,8 +138,10 @@ static enum status scan(struct batch_journal *j, const json_t *ours, struct reas
     if (n > 0 && text[n - 1] == '\n') {
         status = check_head(j, text, (size_t)n - 1, ours, why);
         j->n_bytes = n;
-        while (status == STATUS_OK && (n = getline(&text, &capacity, f)) > 0)
+        while (status == STATUS_OK && (n = getline(&text, &capacity, f)) > 0) {
             if (!take_record(j, text, (size_t)n)) break;
+            progress_tick();
+        }
     }
     if (status == STATUS_OK && ferror(f))
         status = status_fail(why, STATUS_IO, "%s: %s", j->path, strerror(errno));

@@ -15,7 +15,7 @@
 /* In the order in which a start runs through them; ranks in the lowest one are those the others wait for. */
 enum progress_phase {
     PROGRESS_BOOT,    /* the process starts, MPI gathers the ranks */
-    PROGRESS_PREPARE, /* options, prompt and files; may wait for a person */
+    PROGRESS_PREPARE, /* rank 0 reads options, files and the prompt, the others wait */
     PROGRESS_DEVICE,  /* opening the device, planning memory */
     PROGRESS_LOAD,    /* reading weights */
     PROGRESS_CONNECT, /* control channel, collectives of the device */
@@ -24,6 +24,9 @@ enum progress_phase {
     PROGRESS_CLOSE,   /* ending in order */
     PROGRESS_PHASE_COUNT
 };
+
+/* The op of one who waits for a person, as long as that takes. */
+#define PROGRESS_ASKS "prompt"
 
 struct progress {
     _Atomic int phase, layer; /* layer -1: not in one */

@@ -186,6 +186,19 @@ def test_idle_ranks_are_left_alone_and_watched(hosts, tiny):
         assert (cause["kind"], cause["rank"], cause["phase"]) == ("died", 2, "prepare")
 
 
+def test_follower_that_does_not_end(hosts, tiny):
+    """It stands still while nobody works; then rank 0 ends in order and waits for it, not for ever."""
+    with Job(hosts, "serve", "--model", tiny, "--port", 0, "--max-context", 256, "--threads", 1, "--watchdog", 4) as job:
+        assert wait_until(lambda: "serving tiny on" in job.said, 120), job.said
+        job.pids = {r: next(iter(hosts.processes("retro", r))) for r in range(3)}
+        with held(job.pids[1]):
+            os.kill(job.pids[0], signal.SIGTERM)
+            job.ends(BOUND, leftovers=False)
+        assert job.code == 5
+        cause = job.failure()
+        assert (cause["kind"], cause["rank"], cause["phase"]) == ("hung", 1, "idle")
+
+
 def test_start_that_waits_for_a_rank(hosts, tiny):
     """A rank that stands still while it loads is named when the deadline of the start is over."""
     with Job(hosts, *words(tiny, "--peer-timeout", 4, "--start-timeout", 20)) as job:
@@ -228,6 +241,55 @@ def test_rank_that_stands_still_before_the_heartbeat(tiny, tmp_path, victim):
         assert any(f"rank {r} of 3 on" in said for r in (1, 2)) and "rank 0 of 3" not in said and "stands still" in said
     else:
         assert f"error: rank {victim} started MPI and did not come further within 8 s" in said
+
+
+# Rank 1 dies where it would begin to use the memory that the ranks of a host share, or stands still where MPI ends.
+MOMENTS = r"""
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/types.h>
+static void here(const char *moment, int signal)
+{
+    const char *rank = getenv("OMPI_COMM_WORLD_RANK");
+    if (rank && !strcmp(rank, "1") && !strcmp(getenv("MOMENT"), moment)) raise(signal);
+}
+int shm_open(const char *name, int flags, mode_t mode)
+{
+    if (!strncmp(name, "/retro-", 7)) here("shm_open", SIGKILL);
+    return ((int (*)(const char *, int, mode_t))dlsym(RTLD_NEXT, "shm_open"))(name, flags, mode);
+}
+int MPI_Finalize(void)
+{
+    here("MPI_Finalize", SIGSTOP);
+    return ((int (*)(void))dlsym(RTLD_NEXT, "MPI_Finalize"))();
+}
+"""
+
+
+def ends_at(moment, folder, *arguments):
+    """Of two ranks, of which one does not go beyond the moment."""
+    (folder / "moments.c").write_text(MOMENTS)
+    library = folder / "moments.so"
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, folder / "moments.c", "-ldl"], check=True)
+    env = {**os.environ, **cli.MPI_ENV, "LD_PRELOAD": str(library), "MOMENT": moment}
+    return subprocess.run([*cli.DIES_WITH_US, "mpirun", "-n", "2", str(cli.RETRO), *map(str, arguments)], capture_output=True,
+                          text=True, timeout=120, env=env)
+
+
+def test_nothing_stays_in_shared_memory(tiny, tmp_path):
+    before = set(Path("/dev/shm").glob("retro-*"))
+    done = ends_at("shm_open", tmp_path, *words(tiny))
+    assert done.returncode == 128 + 9 and "first cause: rank 1 on" in done.stderr, done.stderr
+    assert wait_until(lambda: set(Path("/dev/shm").glob("retro-*")) <= before, 10)
+
+
+def test_end_of_mpi_that_never_comes(tiny, tmp_path):
+    """Behind the heartbeat, when everything is done."""
+    done = ends_at("MPI_Finalize", tmp_path, "generate", "--model", tiny, "--prompt", "x", "--max-tokens", 3, "--start-timeout", 4)
+    assert done.returncode == 5 and "rank 0 of 2 on" in done.stderr and "MPI did not end within" in done.stderr, done.stderr
 
 
 def test_no_rank_outlives_mpirun(hosts, tiny):

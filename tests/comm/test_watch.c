@@ -310,14 +310,22 @@ static void a_late_start(void **state)
     assert_non_null(strstr(c.text, "file system"));
 }
 
-/* Rank 0 reads a prompt from a person while the others wait for it. */
+/* Rank 0 reads a prompt from a person while the others wait for it; then files, from a file system that hangs. */
 static void preparing_takes_its_time(void **state)
 {
     (void)state;
     for (int r = 0; r < RANKS; r++) now_of[r].phase = PROGRESS_PREPARE;
+    strcpy(now_of[0].op, PROGRESS_ASKS);
     assert_false(run_for(10000));
+    now_of[0].op[0] = 0;
+    now_of[0].count++;
+    assert_false(run_for(59));
+    for (int r = 1; r < RANKS; r++) now_of[r].cpu_us = 50 * S; /* MPI_Bcast spins */
+    assert_true(run_for(2));
+    assert_cause(CAUSE_START, 0, "rank 0 on a made no progress in prepare");
 }
 
+/* Rank 0 may take its time: who reads its output may be slow. */
 static void ends_in_order(void **state)
 {
     (void)state;
@@ -327,6 +335,21 @@ static void ends_in_order(void **state)
     }
     now_of[0].phase = PROGRESS_CLOSE;
     assert_false(run_for(100));
+}
+
+/* After a long idle time rank 0 ends; a follower does not. */
+static void a_late_end(void **state)
+{
+    (void)state;
+    assert_false(run_for(1000));
+    now_of[0].phase = now_of[1].phase = PROGRESS_CLOSE;
+    w.rank[3].closed = true;
+    mute[3] = true;
+    assert_false(run_for(7));
+    now_of[1].count++;
+    assert_true(run_for(2));
+    assert_cause(CAUSE_HUNG, 2, "rank 2 on b made no progress in idle");
+    assert_non_null(strstr(c.text, "the others wait for it"));
 }
 
 static void a_suspicion_may_pass(void **state)
@@ -398,6 +421,7 @@ int main(void)
         TEST(a_late_start),
         TEST(preparing_takes_its_time),
         TEST(ends_in_order),
+        TEST(a_late_end),
         TEST(a_suspicion_may_pass),
         TEST(replicas_are_apart),
         TEST(replicas_start_together),
