@@ -160,6 +160,7 @@ int cmd_doctor(const struct options *o, const struct comm_world *w)
     if (w->rank == 0 && o->json)
         doctor_print_json(&p->report, p->all, w->size, p->transport, p->n_transports);
     if (w->rank == 0 && doctor_worst(&p->report) == DOCTOR_FAIL) code = EXIT_CODE_PEER;
+    doctor_close(&p->report);
     free(p->all);
     free(p);
     return comm_world_max(code);

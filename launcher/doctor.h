@@ -58,10 +58,11 @@ struct doctor_line {
     char name[24], text[512];
 };
 
-enum { DOCTOR_LINES_MAX = 64, DOCTOR_SIZES = 5 };
+/* LIKE_MAX: where hosts are alike, lines of the same kind after so many say nothing new. */
+enum { DOCTOR_LIKE_MAX = 32, DOCTOR_SIZES = 5 };
 
-struct doctor_report {
-    struct doctor_line line[DOCTOR_LINES_MAX];
+struct doctor_report { /* begins as zeros */
+    struct doctor_line *line;
     int n_lines;
 };
 
@@ -95,6 +96,7 @@ void doctor_say(struct doctor_report *r, enum doctor_verdict v, const char *name
 void doctor_judge_same(struct doctor_report *r, const struct doctor_facts *all, int n, const char *name,
                        size_t offset, enum doctor_verdict worst);
 
+void doctor_close(struct doctor_report *r);
 enum doctor_verdict doctor_worst(const struct doctor_report *r);
 void doctor_print_json(const struct doctor_report *r, const struct doctor_facts *all, int n,
                        const struct doctor_transport *t, int n_transports);

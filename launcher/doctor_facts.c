@@ -69,7 +69,7 @@ static bool largest_weights(const char *dir, char *path, size_t bytes, int64_t *
 {
     DIR *d = opendir(dir);
     if (!d) return false;
-    *size = -1;
+    *size = 0;
     for (struct dirent *e; (e = readdir(d));) {
         char candidate[4096];
         struct stat s;
@@ -81,8 +81,8 @@ static bool largest_weights(const char *dir, char *path, size_t bytes, int64_t *
         snprintf(path, bytes, "%s", candidate);
     }
     closedir(d);
-    if (*size < 0) errno = 0; /* the folder is there */
-    return *size >= 0;
+    if (*size == 0) errno = 0; /* the folder is there */
+    return *size > 0;
 }
 
 void doctor_read_file(struct doctor_facts *f, const char *dir, const struct comm_world *w)

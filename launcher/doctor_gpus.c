@@ -222,7 +222,7 @@ static void print_bytes(char text[32], int64_t bytes)
 static void judge_users(struct doctor_report *r, const struct doctor_facts *f)
 {
     const struct doctor_smi *s = &f->smi;
-    for (int g = 0; g < s->n_gpus && r->n_lines < DOCTOR_LINES_MAX / 2; g++) {
+    for (int g = 0; g < s->n_gpus; g++) {
         const struct doctor_smi_gpu *gpu = &s->gpu[g];
         char users[256] = "", free_text[32], total[32];
         for (int h = 0; h < s->n_holders; h++) {

@@ -1,9 +1,11 @@
 #include <stdarg.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "launcher/doctor.h"
 #include "runtime/base/die.h"
+#include "runtime/buffer.h"
 
 /* From where on a difference is worth a word. SKEW_US: log lines of two hosts cannot be put in order. SLOW: one
  * rank's reading against the fastest. LOW_MEMORY, LOW_FILES: below it a start is likely to fail. */
@@ -22,7 +24,7 @@ const char *doctor_verdict_name(enum doctor_verdict v)
 
 void doctor_say(struct doctor_report *r, enum doctor_verdict v, const char *name, const char *format, ...)
 {
-    ASSERT(r->n_lines < DOCTOR_LINES_MAX);
+    r->line = buffer_realloc(r->line, (size_t)r->n_lines + 1, sizeof *r->line);
     struct doctor_line *l = &r->line[r->n_lines++];
     l->verdict = v;
     snprintf(l->name, sizeof l->name, "%s", name);
@@ -45,6 +47,12 @@ void doctor_judge_same(struct doctor_report *r, const struct doctor_facts *all, 
         return;
     }
     doctor_say(r, DOCTOR_OK, name, "%s%s", first[0] ? first : "none", n > 1 ? " on every rank" : "");
+}
+
+void doctor_close(struct doctor_report *r)
+{
+    free(r->line);
+    *r = (struct doctor_report){0};
 }
 
 enum doctor_verdict doctor_worst(const struct doctor_report *r)
@@ -97,21 +105,22 @@ static void judge_network(struct doctor_report *r, const struct doctor_facts *al
 
 static void judge_clocks(struct doctor_report *r, const struct doctor_facts *all, int n)
 {
-    int worst = 0;
+    int late = 0, early = 0;
     for (int i = 1; i < n; i++) {
-        int64_t a = all[i].skew_us < 0 ? -all[i].skew_us : all[i].skew_us;
-        int64_t b = all[worst].skew_us < 0 ? -all[worst].skew_us : all[worst].skew_us;
-        if (a > b) worst = i;
+        if (all[i].skew_us < all[late].skew_us) late = i;
+        if (all[i].skew_us > all[early].skew_us) early = i;
     }
-    int64_t skew = all[worst].skew_us;
-    bool far = skew > SKEW_US || skew < -SKEW_US;
-    doctor_say(r, far ? DOCTOR_WARN : DOCTOR_OK, "clocks", "at most %.3f s apart%s%s%s", (double)skew * 1e-6,
-               far ? ": rank 0 and " : "", far ? all[worst].host : "", far ? ": run a time service" : "");
+    int64_t apart = all[early].skew_us - all[late].skew_us;
+    if (apart > SKEW_US)
+        doctor_say(r, DOCTOR_WARN, "clocks", "at most %.3f s apart: %s and %s: run a time service",
+                   (double)apart * 1e-6, all[late].host, all[early].host);
+    else doctor_say(r, DOCTOR_OK, "clocks", "at most %.3f s apart", (double)apart * 1e-6);
 }
 
 static void judge_cores(struct doctor_report *r, const struct doctor_facts *all, int n)
 {
     bool good = true;
+    int before = r->n_lines;
     for (int i = 0; i < n; i++) {
         const struct doctor_facts *f = &all[i];
         if (f->threads > f->cores) {
@@ -130,7 +139,7 @@ static void judge_cores(struct doctor_report *r, const struct doctor_facts *all,
                 "none",
                 i, f->host, f->host_cores, f->node_size, f->node_size == 1 ? " is" : "s are");
         }
-        if (r->n_lines > DOCTOR_LINES_MAX / 2) break; /* a cluster has them all alike */
+        if (r->n_lines - before == DOCTOR_LIKE_MAX) break;
     }
     if (good)
         doctor_say(r, DOCTOR_OK, "binding", "%d thread%s a rank, %d cores to run on", all[0].threads,
@@ -148,6 +157,20 @@ static void judge_cores(struct doctor_report *r, const struct doctor_facts *all,
     }
 }
 
+static void judge_huge_pages(struct doctor_report *r, const struct doctor_facts *all, int n)
+{
+    int at = 0;
+    while (at < n && strcmp(all[at].huge, "never") != 0) at++;
+    if (at < n)
+        doctor_say(r, DOCTOR_WARN, "huge pages",
+                   "%s: transparent: never: echo madvise > /sys/kernel/mm/transparent_hugepage/enabled makes "
+                   "large models a little faster",
+                   all[at].host);
+    else
+        doctor_say(r, DOCTOR_OK, "huge pages", "transparent: %s; reserved: %lld",
+                   all[0].huge[0] ? all[0].huge : "unknown", (long long)all[0].huge_pages);
+}
+
 static void judge_memory(struct doctor_report *r, const struct doctor_facts *all, int n)
 {
     int low = 0, slow = 0, fast = 0;
@@ -162,13 +185,7 @@ static void judge_memory(struct doctor_report *r, const struct doctor_facts *all
     doctor_say(r, uneven ? DOCTOR_WARN : DOCTOR_OK, "memory speed",
                "%.1f GB/s a rank, all at once; slowest %.1f (rank %d on %s)%s", all[fast].memory_gb_s,
                all[slow].memory_gb_s, slow, all[slow].host, uneven ? ": is it alone on its cores?" : "");
-    doctor_say(r, strcmp(all[0].huge, "never") == 0 ? DOCTOR_WARN : DOCTOR_OK, "huge pages",
-               "transparent: %s; reserved: %lld%s", all[0].huge[0] ? all[0].huge : "unknown",
-               (long long)all[0].huge_pages,
-               strcmp(all[0].huge, "never") == 0
-                   ? ": echo madvise > /sys/kernel/mm/transparent_hugepage/enabled "
-                     "makes large models a little faster"
-                   : "");
+    judge_huge_pages(r, all, n);
 }
 
 static void judge_limits(struct doctor_report *r, const struct doctor_facts *all, int n)

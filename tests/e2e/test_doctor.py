@@ -45,7 +45,9 @@ def test_alone():
 def test_what_is_wrong_with_the_folder(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").touch()
-    for name, words in (("empty", "holds no *.safetensors"), ("file", "Not a directory"), ("none", "No such file")):
+    (tmp_path / "nothing").mkdir()
+    (tmp_path / "nothing" / "model.safetensors").touch()
+    for name, words in (("empty", "holds no *.safetensors"), ("nothing", "holds no *.safetensors"), ("file", "Not a directory"), ("none", "No such file")):
         code, report = doctor("--model", tmp_path / name)
         found = line(report, "model files")
         assert code == 5 and found["verdict"] == "fail" and words in found["text"], found
