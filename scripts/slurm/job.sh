@@ -1,7 +1,7 @@
 # job.sh - sourced by the batch scripts beside it: how Retro runs inside a Slurm allocation.
 #
 # sbatch copies a script away from the tree, so the tree is RETRO_ROOT, or the folder sbatch was called in. Logs and
-# failure.json go to RETRO_LOGS, or retro-JOBID beside the job's output.
+# failure.json go to RETRO_LOGS (RETRO_LOGS/TASK in an array), or retro-JOBID beside the job's output.
 #
 # retro_job COMMAND [options]: runs it on all tasks of the allocation under mpirun. job_run PROGRAM...: any program, which
 # must end with 75 on USR1. Both return when it is done, else end the script:
@@ -23,7 +23,8 @@ trap 'interrupted=1; [ -z "$child" ] || pass_on' TERM USR1
 root=${RETRO_ROOT:-$SLURM_SUBMIT_DIR}
 retro=${RETRO_PROGRAM:-$root/build/retro}
 job=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}
-logs=${RETRO_LOGS:-$SLURM_SUBMIT_DIR/retro-$job}
+logs=${RETRO_LOGS:+$RETRO_LOGS${SLURM_ARRAY_TASK_ID:+/$SLURM_ARRAY_TASK_ID}}
+logs=${logs:-$SLURM_SUBMIT_DIR/retro-$job}
 if [ ! -x "$retro" ]; then
     echo "job.sh: $retro is missing: submit from Retro's folder, or set RETRO_ROOT" >&2
     exit 2
@@ -57,6 +58,7 @@ may_retry() { [ "${SLURM_RESTART_COUNT:-0}" -lt "${RETRO_RETRIES:-5}" ]; }
 job_run() {
     local code=0
     [ -z "$interrupted" ] || back_to_queue "interrupted before the start"
+    rm -f "$logs/failure.json" # of another run
     "$@" &
     child=$!
     [ -z "$interrupted" ] || [ -n "$told" ] || pass_on # it came in between
@@ -76,11 +78,13 @@ job_run() {
     *) if ! begun && may_retry; then back_to_queue "no rank was started, exit code $code"; fi ;;
     esac
     echo "job.sh: exit code $code: see $logs" >&2
+    [ $code -ne 0 ] || code=5
     exit $code
 }
 
 # A rank opens its log as soon as all ranks are there.
 retro_job() {
+    mkdir -p "$logs"
     rm -f "$logs/rank-0.jsonl"
     begun() { [ -e "$logs/rank-0.jsonl" ]; }
     job_run mpirun "$retro" "$@" --log-dir "$logs"

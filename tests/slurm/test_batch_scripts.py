@@ -156,17 +156,66 @@ def test_a_start_that_comes_to_nothing(slurm, tiny, requests, folder, how):
     assert results(folder, file) == undisturbed(folder, tiny, file, 2)
 
 
+# What stands for Slurm and mpirun where a script runs alone.
+STUBS = {
+    "scontrol": 'echo "scontrol $*"; [ "$1" != show ] || echo "JobState=$STATE"; [ "$1" = show ]',
+    "mpirun": 'echo "mpirun $*"; eval "$MPIRUN"',
+}
+
+
+def alone(folder, *words, **env):
+    """A script without a Slurm; its processes have all ended when this returns."""
+    for name, body in STUBS.items():
+        (folder / name).write_text(f"#!/bin/sh\n{body}\n")
+        (folder / name).chmod(0o755)
+    env = {**os.environ, **root(folder), "SLURM_JOB_ID": "7", "PATH": f"{folder}:{os.environ['PATH']}", "STATE": "RUNNING", **env}
+    return subprocess.run(["bash", *map(str, words)], env=env, capture_output=True, text=True, timeout=60)
+
+
+def job_sh(body):
+    return "-c", f". {cli.ROOT}/scripts/slurm/job.sh; {body}; echo after"
+
+
 def test_a_signal_before_the_start(tmp_path):
-    """job.sh alone, with a scontrol of ours: TERM while the script prepares something, and no second life when the job was
-    cancelled meanwhile."""
-    (tmp_path / "scontrol").write_text('#!/bin/sh\necho "scontrol $*"\n[ "$1" != show ] || echo "JobState=$STATE"\n[ "$1" = show ]\n')
-    (tmp_path / "scontrol").chmod(0o755)
-    script = f". {cli.ROOT}/scripts/slurm/job.sh; kill -TERM $$; retro_job generate; echo after"
+    """TERM while the script prepares something, and no second life when the job was cancelled meanwhile."""
     for state, said in (("RUNNING", "interrupted before the start: back to the queue"), ("COMPLETING", "")):
-        env = {**os.environ, **root(tmp_path), "SLURM_JOB_ID": "7", "PATH": f"{tmp_path}:{os.environ['PATH']}", "STATE": state}
-        done = subprocess.run(["bash", "-c", script], env=env, capture_output=True, text=True, timeout=60)
-        assert done.returncode == 75 and "after" not in done.stdout and "mpirun" not in done.stderr, done
+        done = alone(tmp_path, *job_sh("kill -TERM $$; retro_job generate"), STATE=state)
+        assert done.returncode == 75 and "after" not in done.stdout and "mpirun" not in done.stdout, done
         assert said in done.stderr and ("scontrol requeue 7" in done.stdout) == bool(said)
+
+
+def test_a_failure_of_another_run(tmp_path):
+    """RETRO_LOGS may be where an earlier job left its own."""
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "failure.json").touch()
+    done = alone(tmp_path, *job_sh("job_run true"))
+    assert done.returncode == 0 and done.stdout == "after\n", done
+
+
+def test_a_failure_that_mpirun_forgets(tmp_path):
+    """It may end with 0 after it lost a node: no success, when the last try is over, too."""
+    done = alone(tmp_path, *job_sh("retro_job generate"), MPIRUN='touch "$RETRO_LOGS/failure.json"', RETRO_RETRIES="0")
+    assert done.returncode == 5 and "after" not in done.stdout, done
+
+
+def test_tasks_of_an_array_have_logs_of_their_own(tmp_path):
+    for task in "03":
+        done = alone(tmp_path, *job_sh("retro_job eval"), SLURM_ARRAY_JOB_ID="7", SLURM_ARRAY_TASK_ID=task)
+        assert done.returncode == 0 and f"--log-dir {tmp_path / 'logs' / task}\n" in done.stdout, done
+        assert (tmp_path / "logs" / task).is_dir()
+
+
+def test_nothing_of_a_server_stays(tmp_path):
+    """What waits for its address ends with it, though the server never had one."""
+    done = alone(tmp_path, SERVE, MPIRUN="exit 3", SLURM_SUBMIT_DIR=str(tmp_path))
+    assert done.returncode == 3, done
+
+
+@pytest.mark.parametrize("words", [(), ("in.jsonl",), ("in.jsonl", "--model", "DIR")])
+def test_a_forgotten_folder_of_results(tmp_path, words):
+    for script in (BATCH, BATCH.with_name("eval.sbatch")):
+        done = alone(tmp_path, script, *words)
+        assert done.returncode == 2 and done.stderr.startswith(f"{script.name}: name the ") and not done.stdout, done
 
 
 def test_server(slurm, tiny, folder):
