@@ -105,4 +105,5 @@ void failure_print(const struct cause *c)
 {
     logfile_speak();
     LOG_ERROR("first cause: %s (exit code %d%s%s)", c->text, c->exit_code, path[0] ? ", " : "", path);
+    log_close();
 }

@@ -13,6 +13,7 @@ static char prefix[64];
 static void (*die_hook)(int);
 static void (*log_sink)(enum log_level, const char *);
 static bool on_terminal = true;
+static atomic_bool closed;
 static char cause[1024];
 static atomic_flag cause_taken = ATOMIC_FLAG_INIT;
 
@@ -33,6 +34,7 @@ static void make_text(char text[TEXT_MAX], const char *format, va_list ap, const
 static void write_line(enum log_level level, const char *text)
 {
     static const char *const tags[LOG_LEVEL_COUNT] = {"error: ", "warning: ", "", "debug: "};
+    if (atomic_load(&closed)) return;
     if (log_sink) log_sink(level, text);
     if (!on_terminal) return;
     char line[TEXT_MAX + 96];
@@ -94,6 +96,8 @@ void log_set_sink(void (*sink)(enum log_level level, const char *text), bool ter
     log_sink = sink;
     on_terminal = terminal;
 }
+
+void log_close(void) { atomic_store(&closed, true); }
 
 void log_set_level(enum log_level level) { level_max = level; }
 

@@ -51,6 +51,8 @@ void log_set_prefix(const char *prefix);
 /* Every line that the level lets through also goes to `sink`, without prefix and level, from any thread; to
  * standard error only when `terminal`. */
 void log_set_sink(void (*sink)(enum log_level level, const char *text), bool terminal);
+/* The last line was told: other threads, which may live on for a while, tell nothing more. */
+void log_close(void);
 void log_line(enum log_level level, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
 #endif

@@ -152,6 +152,17 @@ def test_lost_host(hosts, tiny, how, host):
         assert (cause["rank"], cause["host"]) == (rank, host) and cause["told_by"] == 0
 
 
+def test_server_that_loses_a_host(hosts, tiny):
+    """It lives on until mpirun has noticed, too, and is then ended by a signal that it would take for a request to drain."""
+    with Job(hosts, "serve", "--model", tiny, "--port", 0, "--max-context", 256, "--threads", 1) as job:
+        assert wait_until(lambda: "serving tiny on" in job.said, 120), job.said
+        job.pids = {r: next(iter(hosts.processes("retro", r))) for r in range(3)}
+        hosts.black_hole("h1")
+        job.ends(BOUND)
+        cause = job.failure()
+        assert (cause["kind"], cause["rank"], cause["host"]) == ("unreachable", 1, "h1")
+
+
 def test_broken_link_between_two_others(hosts, tiny):
     with Job(hosts, *words(tiny)) as job:
         job.runs()
