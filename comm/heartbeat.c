@@ -27,7 +27,8 @@
 
 /* INTERVAL_US: between two beats. QUEUE_MAX: bytes that a peer has not taken; above it beats are left out, so
  * that a record always fits whole. LEAVE_US: how long the others may take to end. ALONE_US: how long a rank that
- * told its end waits for rank 0's verdict. */
+ * told its end waits for rank 0's verdict. SIGNAL_SILENCE_US: mpirun ends ranks by SIGTERM when it has noticed the loss
+ * of a host before us; then so much silence is enough, for SIGNAL_FRESH_US, after which it kills them. */
 enum {
     RECORD_MAGIC = 0x54414542, /* "BEAT" */
     INTERVAL_US = 250000,
@@ -35,6 +36,7 @@ enum {
     LEAVE_US = 400000,
     ALONE_US = 3000000,
     SIGNAL_SILENCE_US = 1500000,
+    SIGNAL_FRESH_US = 1000000,
 };
 
 enum record_kind { RECORD_BEAT, RECORD_REPORT, RECORD_BYE, RECORD_VERDICT, RECORD_CLOSED };
@@ -73,7 +75,8 @@ struct heartbeat {
     int64_t oom_at_start;
     bool said_bye;
     atomic_bool closing;
-    _Atomic int signal, failed; /* failed: exit code + 1 */
+    _Atomic int signal, failed;   /* signal: that ends this rank; failed: exit code + 1 */
+    _Atomic int64_t terminate_us; /* of the last SIGTERM, whatever came of it */
 };
 
 static struct heartbeat *here; /* for the die hook and the signal handler */
@@ -195,10 +198,12 @@ static void beat(struct heartbeat *h)
 
 /* ---- ends */
 
-static bool wait_for_signal(struct heartbeat *h, int64_t until_us)
+static void wait_for_signal(struct heartbeat *h, int64_t until_us)
 {
-    while (clock_us() < until_us && !atomic_load(&h->signal)) net_wait_for(h->wake, POLLIN, until_us);
-    return atomic_load(&h->signal) != 0;
+    uint64_t count;
+    int64_t before = atomic_load(&h->terminate_us);
+    while (clock_us() < until_us && !atomic_load(&h->signal) && atomic_load(&h->terminate_us) == before)
+        if (net_wait_for(h->wake, POLLIN, until_us)) (void)!read(h->wake, &count, sizeof count);
 }
 
 static int64_t linger_us(const struct heartbeat *h, const struct cause *c)
@@ -264,10 +269,7 @@ static void tell_own_end(struct heartbeat *h)
     int failed = atomic_load(&h->failed), by_signal = atomic_load(&h->signal);
     if (h->told_us || (!failed && !by_signal)) return;
     if (!failed) {
-        /* mpirun ends ranks by SIGTERM when it has noticed the loss of a host before us: then that is the cause.
-         */
-        struct cause c;
-        h->watch.limits.silent_us = SIGNAL_SILENCE_US;
+        struct cause c; /* a host may be lost: then that is the cause */
         watch_decide(&h->watch, clock_us(), &c);
         if (h->watch.suspected_us) return;
     }
@@ -281,6 +283,13 @@ static void tell_own_end(struct heartbeat *h)
 }
 
 /* ---- the thread */
+
+static int64_t patience_us(const struct heartbeat *h)
+{
+    int64_t asked = (int64_t)(h->options.silence_s * 1e6);
+    bool ended = atomic_load(&h->signal) || clock_us() - atomic_load(&h->terminate_us) < SIGNAL_FRESH_US;
+    return ended && SIGNAL_SILENCE_US < asked ? SIGNAL_SILENCE_US : asked;
+}
 
 static void take_from_follower(struct heartbeat *h, int p)
 {
@@ -368,6 +377,7 @@ static void *run(void *argument)
             next = clock_us() + INTERVAL_US;
         }
         if (take_all(h) || closes(h)) return NULL;
+        h->watch.limits.silent_us = patience_us(h);
         tell_own_end(h);
         struct cause c;
         if (watch_decide(&h->watch, clock_us(), &c)) {
@@ -399,15 +409,19 @@ static void fail(int exit_code)
     _exit(exit_code);
 }
 
-static void on_signal(int signal)
+bool heartbeat_signal(int signal, bool ends)
 {
+    struct heartbeat *h = here;
     int saved = errno;
-    if (here) {
-        atomic_store(&here->signal, signal);
-        wake_thread(here);
-    }
+    if (!h) return false;
+    if (signal == SIGTERM) atomic_store(&h->terminate_us, clock_us());
+    if (ends) atomic_store(&h->signal, signal);
+    wake_thread(h);
     errno = saved;
+    return true;
 }
+
+static void on_signal(int signal) { heartbeat_signal(signal, true); }
 
 static void handle_signals(bool ours)
 {

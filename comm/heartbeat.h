@@ -45,6 +45,9 @@ struct heartbeat_rank {
     uint64_t steps; /* that it began */
 };
 bool heartbeat_rank(int rank, struct heartbeat_rank *out);
+/* For signal handlers: this signal came, and ends the rank or not. A launcher that has noticed the loss of a host sends
+ * SIGTERM, and kills a second later. False when there is no heartbeat that could end the rank. */
+bool heartbeat_signal(int signal, bool ends);
 /* Normal end: returns when all ranks are here. False when there was no heartbeat. */
 bool heartbeat_close(void);
 

@@ -9,6 +9,7 @@
 #include <stddef.h>
 #include <unistd.h>
 
+#include "comm/heartbeat.h"
 #include "runtime/base/clock.h"
 #include "runtime/base/die.h"
 
@@ -33,8 +34,10 @@ static void handle(int number)
     long long first = 0, now = clock_us();
     if (!atomic_compare_exchange_strong(&first_signal, &first, now << 8 | number)) {
         if ((first & 0xff) == number && now - (first >> 8) < ECHO_US) return;
+        if (heartbeat_signal(number, true)) return; /* everyone learns why */
         _exit(128 + number);
     }
+    heartbeat_signal(number, false);
     if (write(ends[1], &byte, 1) < 0) _exit(128 + number);
 }
 

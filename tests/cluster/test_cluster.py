@@ -163,6 +163,31 @@ def test_server_that_loses_a_host(hosts, tiny):
         assert (cause["kind"], cause["rank"], cause["host"]) == ("unreachable", 1, "h1")
 
 
+@pytest.mark.parametrize("lost", [True, False])
+def test_second_signal_to_a_server(hosts, tiny, lost):
+    """mpirun, too, sends one to a server that drains when it has noticed a lost host before us; otherwise it is the cause."""
+    with Job(hosts, "serve", "--model", tiny, "--port", 0, "--max-context", 65536, "--threads", 1) as job:
+        assert wait_until(lambda: "serving tiny on" in job.said, 120), job.said
+        job.pids = {r: next(iter(hosts.processes("retro", r))) for r in range(3)}
+        port = re.search(r"127.0.0.1:(\d+)/", job.said)[1]
+        body = json.dumps({"model": "tiny", "prompt": "a", "max_tokens": 60000, "ignore_eos": True})
+        client = subprocess.Popen([*cli.DIES_WITH_US, *hosts.enter("h0"), "curl", "-sS", "-d", body, "-H",
+                                   "Content-Type: application/json", f"http://127.0.0.1:{port}/v1/completions"])
+        time.sleep(1)
+        if lost:
+            hosts.black_hole("h1")
+            time.sleep(2.5)
+        for _ in range(2):
+            os.kill(job.pids[0], signal.SIGTERM)
+            time.sleep(0.4)
+        # mpirun, which has noticed nothing here, may wait for the lost host.
+        assert wait_until(lambda: not any(alive(p) for p in job.pids.values()), BOUND), job.said
+        client.wait()
+        assert wait_until(lambda: "first cause" in job.said, 5), job.said
+        cause = job.failure()
+        assert (cause["kind"], cause["rank"]) == (("unreachable", 1) if lost else ("signal", 0)) and cause["told_by"] == 0
+
+
 def test_broken_link_between_two_others(hosts, tiny):
     with Job(hosts, *words(tiny)) as job:
         job.runs()
