@@ -151,6 +151,12 @@ double boot_mpirun_notices_s(void)
     return (time ? atof(time) : 300) + (between ? atof(between) : 20) * (probes ? atof(probes) : 9);
 }
 
+static void leave_interrupted(int unused)
+{
+    (void)unused;
+    _exit(EXIT_CODE_INTERRUPTED);
+}
+
 void boot_open(struct comm_world *w, double start_s)
 {
     bool launched = started_by_launcher();
@@ -166,6 +172,8 @@ void boot_open(struct comm_world *w, double start_s)
         snprintf(prefix, sizeof prefix, "%d@%s", w->rank, w->host);
         log_set_prefix(prefix);
         die_set_hook(comm_world_abort);
+    } else {
+        signal(SIGUSR1, leave_interrupted); /* of several ranks the heartbeat does it */
     }
     refuse_singletons(w);
 }

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 
 import pytest
@@ -260,6 +261,18 @@ def test_no_gpu_here(real_model):
     for ranks in (1, 2):
         done = generate(real_model, "--prompt", "x", "--device", "cuda", ranks=ranks)
         cli.one_line(done, 2, "--device cuda: .*use --device cpu")
+
+
+@pytest.mark.parametrize("ranks", [0, 1, 2])
+def test_interrupted(tiny, ranks):
+    """SIGUSR1, which mpirun hands on: run it again."""
+    job = subprocess.Popen([*cli.DIES_WITH_US, *(["mpirun", "-n", str(ranks)] if ranks else []), str(cli.RETRO), "generate", "--model",
+                            str(tiny(context=65536)), "--prompt", "x", "--max-tokens", "60000", "--ignore-eos"], stdout=subprocess.PIPE,
+                           stderr=subprocess.DEVNULL, env={**os.environ, **cli.MPI_ENV})
+    assert job.stdout.read(20)
+    job.send_signal(signal.SIGUSR1)
+    job.communicate(timeout=60)
+    assert job.returncode == 75
 
 
 def test_a_world_smaller_than_slurms_is_refused(tiny, monkeypatch):
