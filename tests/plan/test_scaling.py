@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "e2e"))
+TESTS = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(TESTS), str(TESTS / "e2e")]
 
 import cli  # noqa: E402
+from tools import tiny_model  # noqa: E402
 
 SHAPE = {
     "architectures": ["LlamaForCausalLM"], "hidden_size": 96, "intermediate_size": 160, "num_hidden_layers": 3,
@@ -56,6 +58,28 @@ def test_sweep_resume_and_plots(shape, tmp_path):
     (out / "results.jsonl").write_text(text[:-40])  # interrupted while it wrote
     assert scaling(out, shape).returncode == 0
     assert results(out)[0] == first[0] and len(results(out)) == 2
+
+
+def test_lines_that_are_no_results(shape, tmp_path):
+    out = tmp_path / "out"
+    assert scaling(out, shape, policies="dense").returncode == 0
+    first = (out / "results.jsonl").read_text()
+    (out / "results.jsonl").write_text('{"mode": "strong"}\n17\n{"cut\n\n' + first + first[:50])
+    done = scaling(out, shape, policies="dense")
+    assert done.returncode == 0 and "1 results" in done.stdout and done.stderr.count("no whole result is left out") >= 4
+    (tmp_path / "file").touch()
+    done = scaling(tmp_path / "file", shape)
+    assert done.returncode == 2 and done.stderr.startswith("scaling: ") and "file" in done.stderr
+
+
+def test_what_else_is_measured_is_not_there_yet(tmp_path):
+    """The weights of the folder instead of random ones: another run, and another machine."""
+    folder = tiny_model.make(tmp_path / "tiny", family="llama3")
+    words = ("--threads", 1, "--machine", "calibrated")
+    for n, more in ((1, ()), (2, ("--weights",))):
+        done = scaling(tmp_path / "out", folder, *words, *more, policies="dense")
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert len(results(tmp_path / "out")) == len(list((tmp_path / "out").glob("machine-1-*.jsonl"))) == n
 
 
 def test_a_run_that_fails_is_told_and_tried_again(shape, tmp_path):
