@@ -123,7 +123,12 @@ static void judge_cores(struct doctor_report *r, const struct doctor_facts *all,
     int before = r->n_lines;
     for (int i = 0; i < n; i++) {
         const struct doctor_facts *f = &all[i];
-        if (f->threads > f->cores) {
+        if (f->threads > f->host_cores) {
+            good = false;
+            doctor_say(r, DOCTOR_WARN, "binding",
+                       "rank %d on %s has %d threads for %d cores: lower --threads", i, f->host, f->threads,
+                       f->host_cores);
+        } else if (f->threads > f->cores) {
             good = false;
             doctor_say(
                 r, DOCTOR_WARN, "binding",

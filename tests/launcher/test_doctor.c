@@ -93,6 +93,20 @@ static void huge_pages_of_another_host(void **state)
     assert_line(DOCTOR_WARN, "huge pages", "h2: transparent: never");
 }
 
+/* No binding can give it more cores than the host has. */
+static void threads_beyond_the_host(void **state)
+{
+    (void)state;
+    all[1].threads = 4;
+    all[1].cores = 1;
+    doctor_judge(&report, all, 2);
+    assert_line(DOCTOR_WARN, "binding", "--bind-to none");
+    doctor_close(&report);
+    all[1].threads = 5;
+    doctor_judge(&report, all, 2);
+    assert_line(DOCTOR_WARN, "binding", "rank 1 on h1 has 5 threads for 4 cores: lower --threads");
+}
+
 #define TEST(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
 
 int main(void)
@@ -101,6 +115,7 @@ int main(void)
         TEST(many_hosts),
         TEST(clocks_of_two_others),
         TEST(huge_pages_of_another_host),
+        TEST(threads_beyond_the_host),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
