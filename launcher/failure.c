@@ -19,17 +19,23 @@
 static char path[4096]; /* "" for no file */
 static int self;
 
+static void choose_path(const struct options *o)
+{
+    if (o->failure_file) snprintf(path, sizeof path, "%s", o->failure_file);
+    else if (o->log_dir) snprintf(path, sizeof path, "%s/failure.json", o->log_dir);
+}
+
 enum status failure_check(const struct options *o, struct reason *why)
 {
     char part[sizeof path + 32];
     struct stat st;
-    const char *file = o->failure_file;
-    if (!file || !file[0]) return STATUS_OK;
-    if (lstat(file, &st) == 0 && !S_ISREG(st.st_mode) && !S_ISLNK(st.st_mode)) /* it would be removed */
-        return status_fail(why, STATUS_BAD_OPTION, "--failure-file %s: is not a regular file", file);
-    snprintf(part, sizeof part, "%s.0.part", file); /* as write_file names it */
+    choose_path(o);
+    if (!path[0]) return STATUS_OK;
+    if (lstat(path, &st) == 0 && !S_ISREG(st.st_mode) && !S_ISLNK(st.st_mode)) /* it would be removed */
+        return status_fail(why, STATUS_BAD_OPTION, "--failure-file %s: is not a regular file", path);
+    snprintf(part, sizeof part, "%s.0.part", path); /* as write_file names it */
     int fd = open(part, O_WRONLY | O_CREAT | O_CLOEXEC, 0666);
-    if (fd < 0) return status_fail(why, STATUS_BAD_OPTION, "--failure-file %s: %s", file, strerror(errno));
+    if (fd < 0) return status_fail(why, STATUS_BAD_OPTION, "--failure-file %s: %s", path, strerror(errno));
     close(fd);
     unlink(part);
     return STATUS_OK;
@@ -38,8 +44,7 @@ enum status failure_check(const struct options *o, struct reason *why)
 void failure_open(const struct options *o, const struct comm_world *w)
 {
     self = w->rank;
-    if (o->failure_file) snprintf(path, sizeof path, "%s", o->failure_file);
-    else if (o->log_dir) snprintf(path, sizeof path, "%s/failure.json", o->log_dir);
+    choose_path(o);
     if (path[0] && w->rank == 0) unlink(path);
 }
 

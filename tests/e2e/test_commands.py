@@ -170,6 +170,8 @@ def test_a_failure_file_that_cannot_be_written_is_refused(tiny, tmp_path):
     cli.one_line(generate(*words, tmp_path), 2, "--failure-file .*: is not a regular file")
     assert generate(*words, tmp_path / "f.json").returncode == 0
     assert list(tmp_path.iterdir()) == []
+    (tmp_path / "failure.json").mkdir()
+    cli.one_line(generate(*words[:-1], "--log-dir", tmp_path), 2, "--failure-file .*/failure.json: is not a regular file")
 
 
 def test_bad_folders_exit_with_3(real_model, tmp_path):
