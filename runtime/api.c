@@ -170,7 +170,7 @@ static void check_together(struct api_parse *p)
     if (p->best_of && p->best_of != r->n)
         api_fail(p, "best_of", "best_of: is supported only where it equals n (%d)", r->n);
     if (r->endpoint == API_CHAT) {
-        if (p->top_given && !p->logprobs)
+        if (p->n_top > 0 && !p->logprobs)
             api_fail(p, "top_logprobs", "top_logprobs: needs \"logprobs\": true");
         if (p->logprobs) r->n_top = p->n_top;
     }

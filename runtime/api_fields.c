@@ -1,5 +1,5 @@
 /* api_fields.c - the table of all fields and how each one is read. A field of OpenAI's that is not honoured stands here
- * with the one value that means "as if absent", or with none. */
+ * with the values that mean "as if absent", or with none. */
 #include <math.h>
 #include <stddef.h>
 #include <stdio.h>
@@ -126,9 +126,7 @@ static void read_logprobs(struct api_parse *p, const json_t *v)
 static void read_top_logprobs(struct api_parse *p, const json_t *v)
 {
     int64_t n;
-    if (!api_read_int(p, v, "top_logprobs", 0, 20, &n)) return;
-    p->n_top = (int)n;
-    p->top_given = true;
+    if (api_read_int(p, v, "top_logprobs", 0, 20, &n)) p->n_top = (int)n;
 }
 
 /* max_tokens and its newer name. */
@@ -162,12 +160,6 @@ static void read_stream_options(struct api_parse *p, const json_t *v)
     }
 }
 
-static void read_user(struct api_parse *p, const json_t *v)
-{
-    if (!json_is_string(v) || json_string_length(v) > 256)
-        api_fail(p, "user", "user: a string of at most 256 bytes is needed");
-}
-
 static void read_skip_special(struct api_parse *p, const json_t *v)
 {
     bool skip;
@@ -195,7 +187,7 @@ static void read_model(struct api_parse *p, const json_t *v)
 
 /* ---- the table */
 
-enum field_kind { REAL, INT, BOOL, READ, ONLY };
+enum field_kind { REAL, INT, BOOL, READ, LABEL, ONLY }; /* LABEL: a text that no answer depends on */
 enum { BOTH = API_COMPLETIONS | API_CHAT };
 
 #define AT(member) offsetof(struct api_request, member)
@@ -204,10 +196,10 @@ static const struct field {
     const char *name;
     int endpoints;
     enum field_kind kind;
-    double min, max;
+    double min, max;                                    /* REAL, INT; LABEL: at most max bytes */
     size_t offset;                                      /* REAL, INT, BOOL: into the request */
     void (*read)(struct api_parse *p, const json_t *v); /* READ */
-    const char *only; /* ONLY: the JSON that is taken, because it asks for nothing; NULL: none */
+    const char *only; /* ONLY: the JSON values that are taken, because they ask for nothing; NULL: none */
 } fields[] = {
     {"model", BOTH, READ, .read = read_model},
     {"prompt", API_COMPLETIONS, READ, .read = api_read_prompt},
@@ -236,25 +228,28 @@ static const struct field {
     {"ignore_eos", BOTH, BOOL, .offset = AT(ignore_eos)},
     {"skip_special_tokens", BOTH, READ, .read = read_skip_special},
     {"priority", BOTH, INT, .min = -100, .max = 100, .offset = AT(priority)},
-    {"user", BOTH, READ, .read = read_user},
+    {"user", BOTH, LABEL, .max = 256},
+    {"safety_identifier", API_CHAT, LABEL, .max = 256},
+    {"prompt_cache_key", API_CHAT, LABEL, .max = 256},
     {"best_of", API_COMPLETIONS, READ, .read = read_best_of},
     {"suffix", API_COMPLETIONS, ONLY, .only = "\"\""},
     {"tools", API_CHAT, ONLY, .only = "[]"},
-    {"tool_choice", API_CHAT, ONLY, .only = "\"none\""},
-    {"parallel_tool_calls", API_CHAT, ONLY, .only = NULL},
+    {"tool_choice", API_CHAT, ONLY, .only = "\"none\", \"auto\""}, /* of no tools */
+    {"parallel_tool_calls", API_CHAT, ONLY, .only = "true, false"},
     {"functions", API_CHAT, ONLY, .only = "[]"},
-    {"function_call", API_CHAT, ONLY, .only = "\"none\""},
+    {"function_call", API_CHAT, ONLY, .only = "\"none\", \"auto\""},
     {"modalities", API_CHAT, ONLY, .only = "[\"text\"]"},
     {"audio", API_CHAT, ONLY, .only = NULL},
     {"prediction", API_CHAT, ONLY, .only = NULL},
     {"reasoning_effort", API_CHAT, ONLY, .only = NULL},
-    {"verbosity", API_CHAT, ONLY, .only = NULL},
+    {"verbosity", API_CHAT, ONLY, .only = "\"medium\""},
     {"store", API_CHAT, ONLY, .only = "false"},
     {"metadata", API_CHAT, ONLY, .only = "{}"},
-    {"service_tier", API_CHAT, ONLY, .only = "\"auto\""},
+    {"service_tier", API_CHAT, ONLY, .only = "\"auto\", \"default\""},
     {"web_search_options", API_CHAT, ONLY, .only = NULL},
-    {"safety_identifier", API_CHAT, ONLY, .only = NULL},
-    {"prompt_cache_key", API_CHAT, ONLY, .only = NULL},
+    {"prompt_cache_retention", API_CHAT, ONLY, .only = "\"in_memory\""},
+    {"prompt_cache_options", API_CHAT, ONLY, .only = NULL},
+    {"moderation", API_CHAT, ONLY, .only = NULL},
 };
 
 static const struct field *find_field(const char *name)
@@ -264,13 +259,22 @@ static const struct field *find_field(const char *name)
     return NULL;
 }
 
+static void read_label(struct api_parse *p, const struct field *f, const json_t *v)
+{
+    if (!json_is_string(v) || json_string_length(v) > (size_t)f->max)
+        api_fail(p, f->name, "%s: a string of at most %g bytes is needed", f->name, f->max);
+}
+
 static void read_only(struct api_parse *p, const struct field *f, const json_t *v)
 {
-    json_t *only = f->only ? json_loads(f->only, JSON_DECODE_ANY, NULL) : NULL;
-    if (!only) api_fail(p, f->name, "%s: is not supported", f->name);
-    else if (!json_equal(only, v))
-        api_fail(p, f->name, "%s: is not supported (only %s is)", f->name, f->only);
-    json_decref(only);
+    char list[80];
+    snprintf(list, sizeof list, "[%s]", f->only ? f->only : "");
+    json_t *taken = json_loads(list, 0, NULL);
+    bool found = false;
+    for (size_t i = 0; i < json_array_size(taken); i++) found |= json_equal(json_array_get(taken, i), v) != 0;
+    if (!found && f->only) api_fail(p, f->name, "%s: is not supported (only %s)", f->name, f->only);
+    else if (!found) api_fail(p, f->name, "%s: is not supported", f->name);
+    json_decref(taken);
 }
 
 static void read_field(struct api_parse *p, const struct field *f, const json_t *v)
@@ -283,6 +287,7 @@ static void read_field(struct api_parse *p, const struct field *f, const json_t 
         if (api_read_int(p, v, f->name, (int64_t)f->min, (int64_t)f->max, &whole)) *(int *)at = (int)whole;
         break;
     case BOOL: api_read_bool(p, v, f->name, (bool *)at); break;
+    case LABEL: read_label(p, f, v); break;
     case ONLY: read_only(p, f, v); break;
     case READ: f->read(p, v); break;
     }

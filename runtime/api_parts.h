@@ -32,7 +32,7 @@ struct api_parse {
     const json_t *body;
     struct api_error *error;
     bool failed;
-    bool logprobs, top_given, max_given;
+    bool logprobs, max_given;
     int best_of, n_top;
 };
 

@@ -130,6 +130,13 @@ static const char *role_of(struct api_parse *p, const json_t *role, const char *
     return NULL;
 }
 
+/* Fields that an answer of OpenAI's server has, and a client hands back. */
+static bool asks_nothing(const char *name, const json_t *v)
+{
+    bool list = strcmp(name, "annotations") == 0 || strcmp(name, "tool_calls") == 0;
+    return json_is_null(v) || (list && json_is_array(v) && json_array_size(v) == 0);
+}
+
 static void read_message(struct api_parse *p, const json_t *v, size_t i, struct chat_message *m)
 {
     char where[32];
@@ -140,7 +147,7 @@ static void read_message(struct api_parse *p, const json_t *v, size_t i, struct 
     json_object_foreach((json_t *)v, name, value)
     {
         bool known = strcmp(name, "role") == 0 || strcmp(name, "content") == 0;
-        if (!known && !json_is_null(value))
+        if (!known && !asks_nothing(name, value))
             api_fail(p, "messages", "%s.%.60s: is not supported", where, name);
     }
     if (p->failed) return;
