@@ -104,6 +104,62 @@ def test_numbers_move(browser, start, real_model):
     browser.get("about:blank")  # or it goes on asking a server that is gone
 
 
+def test_a_new_conversation_knows_nothing_of_the_old_one(browser, real):
+    browser.get(real.url + "/")
+    wait(lambda: text(browser, "model") == real.name)
+    browser.execute_script("""window.asked = []; const plain = window.fetch;
+        window.fetch = (url, o) => { if (o && o.body) window.asked.push(o.body);
+          return plain(url, o && o.body ? { ...o, body: JSON.stringify({ ...JSON.parse(o.body), ignore_eos: true }) } : o); };""")
+    choose(browser, "most", "1000")
+    ask(browser, "Tell a very long story.")
+    wait(lambda: browser.find_elements("css selector", ".assistant")[-1].text)
+    browser.find_element("id", "clear").click()
+    answered(browser)
+    assert not browser.find_elements("css selector", ".message, .note")
+    choose(browser, "most", "4")
+    ask(browser, "Hi")
+    answered(browser)
+    asked = [json.loads(body) for body in browser.execute_script("return window.asked")]
+    assert asked[-1]["messages"] == [{"role": "user", "content": "Hi"}]
+
+
+def test_what_is_left_out_is_the_servers_and_every_policy_can_be_chosen(browser, start):
+    s = start()
+    browser.get(s.url + "/")
+    wait(lambda: text(browser, "model") == s.name)
+    browser.execute_script("""window.asked = []; const plain = window.fetch;
+        window.fetch = (url, o) => { if (o && o.body) window.asked.push(o.body); return plain(url, o); };""")
+    for field in ("temperature", "most"):
+        choose(browser, field, "")
+    choose(browser, "window", "4")
+    for policy in ("", "dense", "quest", "retro", "streaming"):
+        browser.find_element("id", "clear").click()  # its context holds one answer
+        choose(browser, "policy", policy)
+        ask(browser, "Hi")
+        answered(browser)
+        assert not browser.find_elements("css selector", ".failed")
+    asked = [json.loads(body) for body in browser.execute_script("return window.asked")]
+    assert [a["attention"].get("policy") for a in asked] == [None, "dense", "quest", "retro", "streaming"]
+    assert [a["attention"].get("window") for a in asked] == [4, None, None, 4, None]
+    assert all(a["temperature"] is a["max_tokens"] is None for a in asked)
+    browser.execute_script("""window.fetch = async () => new Response("<html>", { status: 502, statusText: "Bad Gateway" });""")
+    ask(browser, "Hi")
+    answered(browser)
+    assert browser.find_element("css selector", ".failed").text == "502 Bad Gateway"
+    browser.get("about:blank")
+
+
+def test_a_narrow_screen_shows_it_whole(browser, real):
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {"width": 320, "height": 600, "deviceScaleFactor": 1, "mobile": True})
+    try:
+        browser.get(real.url + "/")
+        wait(lambda: text(browser, "model") == real.name)
+        assert browser.execute_script("return document.documentElement.scrollWidth") == 320
+        assert browser.find_element("id", "clear").rect["x"] + browser.find_element("id", "clear").rect["width"] <= 320
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
 def test_errors_are_shown_and_nothing_is_fetched_elsewhere(browser, real):
     browser.get_log("browser")  # what others left
     browser.get(real.url + "/")
