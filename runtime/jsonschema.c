@@ -111,6 +111,7 @@ static const struct keyword {
     {"description", ANNOTATION, 0},
     {"default", ANNOTATION, 0},
     {"examples", ANNOTATION, 0},
+    {"discriminator", ANNOTATION, 0}, /* OpenAPI's: where to look first, beside a oneOf that says the same */
     {"deprecated", ANNOTATION, 0},
     {"readOnly", ANNOTATION, 0},
     {"writeOnly", ANNOTATION, 0},

@@ -197,6 +197,28 @@ def test_json_object_and_schema(client, real):
     assert all(json.loads(c.message.content) in (1, "two", [3]) for c in n.choices)
 
 
+def test_schemas_of_pydantic(client, real):
+    from typing import Annotated, Literal, Union
+
+    from pydantic import BaseModel, Field
+
+    class River(BaseModel):
+        kind: Literal["river"]
+        length: Annotated[int, Field(ge=1, le=7000)]
+
+    class Lake(BaseModel):
+        kind: Literal["lake"]
+        ends: Annotated[list[Literal["north", "south"]], Field(max_length=2)]
+
+    class Water(BaseModel):
+        what: Annotated[Union[River, Lake], Field(discriminator="kind")]
+
+    for seed in range(4):
+        a = client.chat.completions.parse(model=real.name, messages=user("A water as JSON."), temperature=1, seed=seed,
+                                          max_tokens=200, response_format=Water)
+        assert isinstance(a.choices[0].message.parsed, Water)
+
+
 def test_tokens_there_and_back(real):
     for text in ("Hello, world", "größe 日本 😀", ""):
         status, a = real.post("/tokenize", {"prompt": text, "add_special_tokens": False})
