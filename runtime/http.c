@@ -111,6 +111,7 @@ static bool may_go_on(struct http *h, struct MHD_Connection *c, const char *url,
                       const struct route **route, struct api_error *e)
 {
     *route = find_route(url);
+    const char *coding = MHD_lookup_connection_value(c, MHD_HEADER_KIND, MHD_HTTP_HEADER_CONTENT_ENCODING);
     const char *length = MHD_lookup_connection_value(c, MHD_HEADER_KIND, MHD_HTTP_HEADER_CONTENT_LENGTH);
     if (!*route) http_error(e, 404, "not_found", "%.100s: there is nothing here", url);
     else if (!same_method((*route)->method, method))
@@ -120,6 +121,8 @@ static bool may_go_on(struct http *h, struct MHD_Connection *c, const char *url,
     else if (length && strtoll(length, NULL, 10) > h->o.max_body_bytes)
         http_error(e, 413, "body_too_large", "the body has %.20s bytes, at most %d are taken", length,
                    h->o.max_body_bytes);
+    else if (coding && strcasecmp(coding, "identity") != 0)
+        http_error(e, 415, "unsupported_encoding", "Content-Encoding: %.40s is not supported", coding);
     else if ((*route)->kind == HTTP_GENERATE && atomic_load(&h->draining))
         http_error(e, 503, "shutting_down", "the server is shutting down");
     else return true;

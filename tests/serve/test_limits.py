@@ -1,5 +1,6 @@
 """Keys, sizes, slow and vanished clients, the queue, and how the server ends."""
 
+import gzip
 import json
 import os
 import shutil
@@ -64,6 +65,10 @@ def test_bodies_and_headers(start):
             assert c.recv(100).split()[1] == code
         except ConnectionError:
             pass
+    packed = gzip.compress(b'{"model": "m", "prompt": "x"}')
+    for coding, code in (("gzip", 415), ("br", 415), ("identity", 400)):
+        status, answer = s.post("/v1/completions", packed, headers={"Content-Encoding": coding})
+        assert status == code and (coding in answer["error"]["message"] or code == 400), answer
     assert s.chat("x", max_tokens=1)[0] == 200
     s.idle()
 
