@@ -176,6 +176,8 @@ static void check_together(struct api_parse *p)
     }
     if (r->include_usage && !r->stream)
         api_fail(p, "stream_options", "stream_options: needs \"stream\": true");
+    if (r->continuous_usage && !r->include_usage)
+        api_fail(p, "stream_options", "stream_options.continuous_usage_stats: needs \"include_usage\": true");
     if (r->echo && r->n_top >= 0) api_fail(p, "echo", "echo: is not supported together with logprobs");
     if (r->echo && r->grammar) api_fail(p, "echo", "echo: is not supported together with response_format");
     if (r->grammar && r->ignore_eos)

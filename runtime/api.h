@@ -55,7 +55,7 @@ struct api_request {
     struct token_list *prompt; /* (n_prompts) */
     char **prompt_text;        /* (n_prompts) with echo, else NULL */
     int n_prompts, n;          /* choices of each prompt; choice i of prompt p is p * n + i */
-    bool stream, include_usage, echo;
+    bool stream, include_usage, continuous_usage, echo;
     int n_top;      /* log-probabilities: of this many alternatives; -1: none at all */
     int max_tokens; /* 0: to the end of the context */
     bool ignore_eos, keep_special;

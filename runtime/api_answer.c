@@ -15,6 +15,7 @@ struct written { /* one choice */
     struct buffer text;
     /* Log-probabilities as JSON list items. Chat: all in `content`. Completions: one list each. */
     struct buffer content, token, logprob, top, offset;
+    int n_tokens;
     int n_chars; /* of the text so far and what a stop string holds back of it, for the offsets */
     bool begun;
     struct buffer end; /* "finish_reason" and "stop_reason" as JSON fields */
@@ -221,6 +222,12 @@ static void write_logprobs(const struct api_answer *w, struct written *c, struct
     c->content.n = 0;
 }
 
+static void write_counts(struct buffer *out, int n_prompt, int n_completion)
+{
+    api_write_format(out, "\"prompt_tokens\": %d, \"completion_tokens\": %d, \"total_tokens\": %d", n_prompt,
+                     n_completion, n_prompt + n_completion);
+}
+
 /* ---- events */
 
 /* One event of one choice: text (a delta, and the role first) and, at its end, why. */
@@ -248,7 +255,14 @@ static void write_event(struct api_answer *w, int i, const char *text, size_t n,
     buffer_append(out, ", ", 2);
     if (c->end.n) buffer_append(out, c->end.bytes, c->end.n);
     else api_write_format(out, "\"finish_reason\": null");
-    api_write_format(out, "}]%s}\n\n", w->r->include_usage ? ", \"usage\": null" : "");
+    buffer_append_string(out, "}]");
+    if (w->r->continuous_usage) { /* of this choice */
+        int n_prompt = (int)w->r->prompt[i / w->r->n].n_ids;
+        buffer_append_string(out, ", \"usage\": {");
+        write_counts(out, n_prompt, c->n_tokens);
+        buffer_append_string(out, "}");
+    } else if (w->r->include_usage) buffer_append_string(out, ", \"usage\": null");
+    buffer_append_string(out, "}\n\n");
 }
 
 static void begin(struct api_answer *w, int i, struct buffer *out)
@@ -265,6 +279,7 @@ void api_answer_token(struct api_answer *w, int prompt, const struct service_tok
     int i = prompt * w->r->n + t->choice;
     struct written *c = &w->choice[i];
     begin(w, i, out);
+    c->n_tokens = t->index + 1;
     if (w->r->n_top >= 0) add_logprobs(w, c, t);
     c->n_chars += t->n_chars;
     if (!w->r->stream) buffer_append(&c->text, t->text, t->n_text);
@@ -281,6 +296,7 @@ void api_answer_end(struct api_answer *w, int prompt, const struct service_end *
         return;
     }
     begin(w, i, out);
+    c->n_tokens = e->n_tokens;
     if (!w->r->stream) buffer_append(&c->text, e->text, e->n_text);
     else if (is_chat(w) && e->n_text) write_event(w, i, e->text, e->n_text, false, out);
     api_write_format(&c->end, "\"finish_reason\": \"%s\", \"stop_reason\": ", service_finish_name(e->reason));
@@ -295,9 +311,9 @@ static void write_usage(const struct api_answer *w, struct buffer *out)
     const struct service_usage *u = &w->usage;
     double exposure =
         u->pages_loaded ? (double)(u->pages_loaded + u->pages_met) / (double)u->pages_loaded : 1;
-    api_write_format(out,
-                     "\"usage\": {\"prompt_tokens\": %d, \"completion_tokens\": %d, \"total_tokens\": %d, ",
-                     u->n_prompt, u->n_completion, u->n_prompt + u->n_completion);
+    buffer_append_string(out, "\"usage\": {");
+    write_counts(out, u->n_prompt, u->n_completion);
+    buffer_append_string(out, ", ");
     if (!w->repeatable)
         api_write_format(out, "\"prompt_tokens_details\": {\"cached_tokens\": %d}, ", u->n_cached);
     api_write_format(out,

@@ -155,6 +155,8 @@ static void read_stream_options(struct api_parse *p, const json_t *v)
         if (json_is_null(value)) continue;
         if (strcmp(key, "include_usage") == 0)
             api_read_bool(p, value, "stream_options.include_usage", &p->r->include_usage);
+        else if (strcmp(key, "continuous_usage_stats") == 0)
+            api_read_bool(p, value, "stream_options.continuous_usage_stats", &p->r->continuous_usage);
         else if (strcmp(key, "include_obfuscation") != 0 || !json_is_false(value))
             api_fail(p, "stream_options", "stream_options.%.60s: is not supported", key);
     }

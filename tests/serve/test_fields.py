@@ -81,6 +81,7 @@ BAD = [  # endpoint, fields, the field that the error must name
     ("chat", {"stream": 1}, "stream"),
     ("chat", {"stream_options": {"include_usage": True}}, "stream_options"),
     ("chat", {"stream": True, "stream_options": {"other": 1}}, "stream_options"),
+    ("chat", {"stream": True, "stream_options": {"continuous_usage_stats": True}}, "stream_options"),
     ("chat", {"response_format": {"type": "xml"}}, "response_format"),
     ("chat", {"response_format": {"type": "json_schema"}}, "response_format"),
     ("chat", {"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}}, "response_format"),
@@ -254,6 +255,25 @@ def test_created_is_now(tiny, stream):
     status, _, body = tiny.request("/v1/completions", {**TEXT, "stream": stream})
     first = body.split(b"\n\n")[0].removeprefix(b"data: ")
     assert status == 200 and abs(json.loads(first)["created"] - time.time()) < 60
+
+
+@pytest.mark.parametrize("path, base", [("/v1/chat/completions", CHAT), ("/v1/completions", {**TEXT, "prompt": ["x", "x y z"]})])
+def test_usage_with_every_event(tiny, path, base):
+    ask = {**base, "max_tokens": 9, "ignore_eos": True, "n": 2, "seed": 1, "stream": True,
+           "stream_options": {"include_usage": True, "continuous_usage_stats": True}}
+    status, _, body = tiny.request(path, ask)
+    *events, last = [json.loads(e.removeprefix(b"data: ")) for e in body.split(b"\n\n") if e and e != b"data: [DONE]"]
+    assert status == 200 and last["choices"] == [] and "retro" in last["usage"]
+    so_far = {}
+    for e in events:
+        u = e["usage"]
+        assert u["total_tokens"] == u["prompt_tokens"] + u["completion_tokens"]
+        so_far.setdefault(e["choices"][0]["index"], []).append(u)
+    for counted in so_far.values():
+        n = [u["completion_tokens"] for u in counted]
+        assert n == sorted(n) and n[-1] == 9
+    assert sum(u[-1]["completion_tokens"] for u in so_far.values()) == last["usage"]["completion_tokens"]
+    assert sum(u[-1]["prompt_tokens"] for u in list(so_far.values())) == 2 * last["usage"]["prompt_tokens"]
 
 
 def test_whatever_was_refused_left_nothing(tiny):
