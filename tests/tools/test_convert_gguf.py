@@ -1,6 +1,7 @@
 """scripts/fetch-model and scripts/convert_gguf.py: numbers against direct formulas, a whole conversion of a
 tiny GGUF file made here, what is refused, and the real model in models/ (made by scripts/fetch-model)."""
 
+import hashlib
 import importlib.util
 import json
 import os
@@ -65,6 +66,15 @@ def test_bf16_is_the_nearest_with_ties_to_even():
     odd = (candidates >> 16) & 1
     best = np.where(away[0] == away[1], odd[0] == 1, away[1] < away[0]).astype(int)
     np.testing.assert_array_equal(got, candidates[best, np.arange(len(x))] >> 16)
+
+
+def test_sha256_of_python_3_10(tmp_path, monkeypatch):
+    """Ubuntu 22.04 has Python 3.10, whose hashlib cannot take a file."""
+    monkeypatch.delattr(hashlib, "file_digest", raising=False)
+    for size in (0, 1, 1 << 20, (2 << 20) + 5):
+        data = np.random.default_rng(size).bytes(size)
+        (tmp_path / "file").write_bytes(data)
+        assert convert_gguf.sha256(tmp_path / "file") == hashlib.sha256(data).hexdigest()
 
 
 def test_row_order_keeps_rope():
