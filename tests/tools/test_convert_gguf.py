@@ -365,6 +365,12 @@ def test_one_line_and_an_exit_code(tmp_path, arguments, environment, code):
     assert left_in(tmp_path) == []
 
 
+def test_an_incomplete_set_up_is_told(tmp_path):
+    (tmp_path / "gguf.py").write_text("raise ModuleNotFoundError('No module named gguf')\n")
+    done = run(tmp_path / "models", PYTHONPATH=str(tmp_path))
+    assert (done.returncode, done.stderr) == (2, "fetch-model: No module named gguf: run scripts/setup again\n")
+
+
 def test_a_full_disk_is_told(tmp_path, tiny_source, monkeypatch, capsys):
     def fail(path, src, config):
         raise OSError(errno.ENOSPC, "No space left on device")
