@@ -47,6 +47,13 @@ static void drop_pieces(char *text)
     text[to] = 0;
 }
 
+/* Names may hold line ends. */
+static void make_one_line(char *text)
+{
+    for (; *text; text++)
+        if ((unsigned char)*text < ' ' || *text == 127) *text = ' ';
+}
+
 static void set(struct api_error *e, int http, const char *code, const char *param, const char *format,
                 va_list args)
 {
@@ -59,6 +66,7 @@ static void set(struct api_error *e, int http, const char *code, const char *par
     drop_pieces(e->param);
     vsnprintf(e->reason.text, sizeof e->reason.text, format, args);
     drop_pieces(e->reason.text);
+    make_one_line(e->reason.text);
 }
 
 void api_error_set(struct api_error *e, int http, const char *code, const char *param, const char *format,

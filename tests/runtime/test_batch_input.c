@@ -215,6 +215,7 @@ static void requests(void **state)
         {"{" HEAD "\"body\":[]}", "invalid_value", "body", "a"},
         {"{" HEAD BODY ",\"priority\":1}", "unknown_field", "priority", "a"},
         {"{" HEAD "\"x\":1}", "unknown_field", "x", "a"},
+        {"{" HEAD "\"x\\ny\":1}", "unknown_field", "x\ny", "a"},
         {"{\"custom_id\":\"a\"}", "missing_field", "method", "a"},
         {"{\"method\":\"POST\",\"url\":\"/v1/completions\"," BODY "}", "missing_field", "custom_id", NULL},
         {"{\"custom_id\":1,\"method\":\"POST\",\"url\":\"/v1/completions\"," BODY "}", "invalid_value",
@@ -244,7 +245,7 @@ static void requests(void **state)
         if (cases[i].code) {
             assert_string_equal(e.code, cases[i].code);
             assert_string_equal(e.param, cases[i].param);
-            assert_true(e.reason.text[0]);
+            assert_true(e.reason.text[0] && !strchr(e.reason.text, '\n'));
         } else {
             assert_int_equal(r.endpoint, API_CHAT);
             assert_ptr_equal(r.body, json_object_get(r.root, "body"));
