@@ -125,6 +125,17 @@ static inline vec vec_odds(vec a, vec b)
     const __m512i at = _mm512_setr_epi32(1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
     return _mm512_permutex2var_ps(a, at, b);
 }
+/* And back. */
+static inline vec vec_low(vec even, vec odd)
+{
+    const __m512i at = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    return _mm512_permutex2var_ps(even, at, odd);
+}
+static inline vec vec_high(vec even, vec odd)
+{
+    const __m512i at = _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+    return _mm512_permutex2var_ps(even, at, odd);
+}
 
 /* The sums of the lanes of four vectors. */
 static inline __m128 vec_reduce4(vec a, vec b, vec c, vec d)

@@ -21,6 +21,22 @@
  * hide. Measured in docs/benchmarks.md, "Why attention stops where it does". */
 enum { AGAIN = 32 };
 
+/* 2 * LANES elements in order, in *a then *b, become what vec_even and vec_odd take of such a row; and back. */
+INLINE void vec_part(vec *a, vec *b, const enum dtype type)
+{
+    if (type != DTYPE_BF16) return;
+    vec even = vec_evens(*a, *b), odd = vec_odds(*a, *b);
+    *a = even;
+    *b = odd;
+}
+INLINE void vec_join(vec *a, vec *b, const enum dtype type)
+{
+    if (type != DTYPE_BF16) return;
+    vec low = vec_low(*a, *b), high = vec_high(*a, *b);
+    *a = low;
+    *b = high;
+}
+
 /* Products of NQ queries with four rows: sums per lane, then over the lanes. q: blocks of 2 * LANES elements
  * as vec_even and vec_odd take them from a row, zeros behind the last. */
 INLINE void dots_block(float *s, size_t s_stride, const float *q, size_t q_stride, const char *const *row,
@@ -97,8 +113,9 @@ INLINE void dots_type(float *s, size_t s_stride, const float *q, size_t q_stride
                 vec hi = left >= 2 * LANES ? vec_load(from + LANES)
                          : left > LANES    ? vec_load_n(from + LANES, left - LANES)
                                            : vec_zero();
-                vec_store(to, type == DTYPE_BF16 ? vec_evens(lo, hi) : lo);
-                vec_store(to + LANES, type == DTYPE_BF16 ? vec_odds(lo, hi) : hi);
+                vec_part(&lo, &hi, type);
+                vec_store(to, lo);
+                vec_store(to + LANES, hi);
             }
         switch (n) {
         case 1: dots_queries(s, s_stride, x, stride, row, ahead, c0, c1, width, type, 1); break;
@@ -207,20 +224,24 @@ static void weigh(float *s, size_t s_stride, int n_q, int n, float scale, float 
     }
 }
 
-/* NQ outputs of NV vectors from element e on; the last vector has `tail` elements. */
+/* NQ outputs of NV vectors from element e on: BLOCK of them, or one of `tail` elements. BLOCK vectors are pairs of even
+ * and odd elements while they are summed, so that a load of bf16 widens to two by one instruction each. */
 INLINE void values_block(float *o, size_t o_stride, const float *p, size_t p_stride, const char *const *row,
                          size_t byte_offset, const char *const *ahead, size_t ahead_offset, int t0, int t1,
-                         int tail, enum dtype type, const int NQ, const int NV)
+                         int tail, const enum dtype type, const int NQ, const int NV)
 {
     vec a[BLOCK_Q][BLOCK];
     bool whole = tail == LANES;
 #pragma GCC unroll 8
-    for (int i = 0; i < NQ; i++)
+    for (int i = 0; i < NQ; i++) {
 #pragma GCC unroll 4
         for (int v = 0; v < NV; v++) {
             float *at = o + (size_t)i * o_stride + v * LANES;
-            a[i][v] = v < NV - 1 || whole ? vec_load(at) : vec_load_n(at, tail);
+            a[i][v] = whole ? vec_load(at) : vec_load_n(at, tail);
         }
+#pragma GCC unroll 2
+        for (int v = 0; v + 2 <= NV; v += 2) vec_part(&a[i][v], &a[i][v + 1], type);
+    }
     size_t step = (size_t)LANES * (type == DTYPE_F32 ? 4 : 2);
     for (int t = t0; t < t1; t++) {
         const char *r = row[t] + byte_offset;
@@ -233,10 +254,12 @@ INLINE void values_block(float *o, size_t o_stride, const float *p, size_t p_str
             for (size_t line = 0; line < NV * step; line += 64)
                 _mm_prefetch(row[t + AGAIN] + byte_offset + line, _MM_HINT_T0);
         vec x[BLOCK];
-#pragma GCC unroll 4
-        for (int v = 0; v < NV; v++)
-            x[v] = v < NV - 1 || whole ? vec_widen(r + (size_t)v * step, type)
-                                       : vec_widen_n(r + (size_t)v * step, tail, type);
+        if (NV == 1) x[0] = whole ? vec_widen(r, type) : vec_widen_n(r, tail, type);
+#pragma GCC unroll 2
+        for (int v = 0; v + 2 <= NV; v += 2) {
+            x[v] = vec_even(r + (size_t)v * step, type);
+            x[v + 1] = vec_odd(r + (size_t)v * step, type);
+        }
 #pragma GCC unroll 8
         for (int i = 0; i < NQ; i++) {
             vec w = vec_set1(p[(size_t)i * p_stride + (size_t)t]);
@@ -245,18 +268,21 @@ INLINE void values_block(float *o, size_t o_stride, const float *p, size_t p_str
         }
     }
 #pragma GCC unroll 8
-    for (int i = 0; i < NQ; i++)
+    for (int i = 0; i < NQ; i++) {
+#pragma GCC unroll 2
+        for (int v = 0; v + 2 <= NV; v += 2) vec_join(&a[i][v], &a[i][v + 1], type);
 #pragma GCC unroll 4
         for (int v = 0; v < NV; v++) {
             float *at = o + (size_t)i * o_stride + v * LANES;
-            if (v < NV - 1 || whole) vec_store(at, a[i][v]);
+            if (whole) vec_store(at, a[i][v]);
             else vec_store_n(at, a[i][v], tail);
         }
+    }
 }
 
 INLINE void values_queries(float *o, size_t o_stride, const float *p, size_t p_stride, const char *const *row,
                            size_t byte_offset, const char *const *ahead, int t0, int t1, int E,
-                           enum dtype type, const int NQ)
+                           const enum dtype type, const int NQ)
 {
     size_t bytes = type == DTYPE_F32 ? 4 : 2;
     int e = 0;
