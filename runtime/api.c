@@ -186,7 +186,9 @@ static void check_together(struct api_parse *p)
         api_fail(p, "stream_options", "stream_options: needs \"stream\": true");
     if (r->continuous_usage && !r->include_usage)
         api_fail(p, "stream_options", "stream_options.continuous_usage_stats: needs \"include_usage\": true");
-    if (r->echo && r->n_top >= 0) api_fail(p, "echo", "echo: is not supported together with logprobs");
+    r->prompt_only = p->max_given && r->max_tokens == 0;
+    if (r->prompt_only && !r->echo)
+        api_fail(p, "max_tokens", "max_tokens: 0 gives nothing but an echo: it needs \"echo\": true");
     if (r->echo && r->grammar) api_fail(p, "echo", "echo: is not supported together with response_format");
     if (r->grammar && r->ignore_eos)
         api_fail(p, "ignore_eos", "ignore_eos: is not supported together with response_format");
@@ -266,6 +268,8 @@ void api_request_service(struct api *a, const struct api_request *r, int prompt,
         .n_stop = r->n_stop,
         .keep_special = r->keep_special,
         .want_logits = r->n_top >= 0,
+        .want_prompt = r->echo && r->n_top >= 0,
+        .prompt_only = r->prompt_only,
         .priority = r->priority,
     };
     if (!r->seeded) out->sampling.seed += (uint64_t)prompt; /* equal prompts differ like choices */

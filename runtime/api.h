@@ -56,8 +56,9 @@ struct api_request {
     char **prompt_text;        /* (n_prompts) with echo, else NULL */
     int n_prompts, n;          /* choices of each prompt; choice i of prompt p is p * n + i */
     bool stream, include_usage, continuous_usage, echo;
-    int n_top;      /* log-probabilities: of this many alternatives; -1: none at all */
-    int max_tokens; /* 0: to the end of the context */
+    int n_top;        /* log-probabilities: of this many alternatives; -1: none at all */
+    int max_tokens;   /* 0: to the end of the context */
+    bool prompt_only; /* max_tokens 0 with echo: nothing is drawn */
     bool ignore_eos, keep_special;
     struct sampling sampling;
     bool seeded; /* it names its seed: else each prompt has another */
@@ -92,6 +93,7 @@ void api_answer_close(struct api_answer *w);
 /* The response has nothing in it that differs from run to run: no times, cached tokens or interruptions. */
 void api_answer_leave_out_measured(struct api_answer *w);
 /* What the service's sink heard of prompt `prompt`. For a stream, events are appended to `out`. */
+void api_answer_prompt(struct api_answer *w, int prompt, const struct service_prompt_token *t);
 void api_answer_token(struct api_answer *w, int prompt, const struct service_token *t, struct buffer *out);
 void api_answer_end(struct api_answer *w, int prompt, const struct service_end *e, struct buffer *out);
 /* True when this was the last prompt: then a stream's last events (usage, [DONE]) were appended. */

@@ -26,9 +26,10 @@ struct api_answer {
     const struct api_request *r;
     char *id;
     int64_t created;
-    struct buffer head;         /* of an event, up to the number of its choice */
-    struct written *choice;     /* (n_prompts * n) */
-    int n_left;                 /* prompts that are not done */
+    struct buffer head;     /* of an event, up to the number of its choice */
+    struct written *choice; /* (n_prompts * n) */
+    int **offset; /* (n_prompts) where each token of the prompt begins in its text, with echo and logprobs */
+    int n_left;   /* prompts that are not done */
     bool cut, failed;           /* by the shutdown; its logits were no numbers */
     bool repeatable;            /* nothing measured is written */
     struct service_usage usage; /* sums */
@@ -37,50 +38,11 @@ struct api_answer {
 
 static bool is_chat(const struct api_answer *w) { return w->r->endpoint == API_CHAT; }
 
-struct api_answer *api_answer_open(const struct api *a, const struct api_request *r, const char *id,
-                                   int64_t created)
+static int chars_of(const char *text, size_t n)
 {
-    struct api_answer *w = buffer_zeroed(1, sizeof *w);
-    w->api = a;
-    w->r = r;
-    w->created = created;
-    w->n_left = r->n_prompts;
-    w->choice = buffer_zeroed((size_t)(r->n_prompts * r->n), sizeof *w->choice);
-    w->id = strdup(id);
-    if (!w->id) DIE(EXIT_CODE_MEMORY, NULL, "no memory for an answer");
-    api_write_format(&w->head, "\"id\": \"%.100s\", \"object\": \"%s\", \"created\": %lld, \"model\": ", id,
-                     !is_chat(w) ? "text_completion"
-                     : r->stream ? "chat.completion.chunk"
-                                 : "chat.completion",
-                     (long long)created);
-    api_write_text(&w->head, a->model, strlen(a->model));
-    for (int i = 0; r->echo && i < r->n_prompts * r->n; i++) {
-        const char *text = r->prompt_text[i / r->n];
-        buffer_append_string(&w->choice[i].text, text);
-        for (const char *c = text; *c; c++) w->choice[i].n_chars += (*c & 0xc0) != 0x80;
-    }
-    return w;
-}
-
-void api_answer_leave_out_measured(struct api_answer *w) { w->repeatable = true; }
-
-void api_answer_close(struct api_answer *w)
-{
-    if (!w) return;
-    for (int i = 0; i < w->r->n_prompts * w->r->n; i++) {
-        struct written *c = &w->choice[i];
-        buffer_free(&c->text);
-        buffer_free(&c->content);
-        buffer_free(&c->token);
-        buffer_free(&c->logprob);
-        buffer_free(&c->top);
-        buffer_free(&c->offset);
-        buffer_free(&c->end);
-    }
-    buffer_free(&w->head);
-    free(w->choice);
-    free(w->id);
-    free(w);
+    int chars = 0;
+    for (size_t i = 0; i < n; i++) chars += (text[i] & 0xc0) != 0x80;
+    return chars;
 }
 
 /* ---- log-probabilities */
@@ -163,16 +125,21 @@ static bool is_taken(const struct api_answer *w, const struct sampler_logprob *t
     return taken;
 }
 
-static void add_completion_logprobs(const struct api_answer *w, struct written *c, int32_t id, float logprob,
-                                    const struct sampler_logprob *top, int n_top)
+static void add_completion_token(const struct api_answer *w, struct written *c, int32_t id, int offset)
 {
     comma(&c->token);
     write_completion_token(w, &c->token, id, false);
-    comma(&c->logprob);
-    api_write_format(&c->logprob, "%.8g", written_logprob(logprob));
     comma(&c->offset);
-    api_write_format(&c->offset, "%d", c->n_chars);
+    api_write_format(&c->offset, "%d", offset);
+    comma(&c->logprob);
     comma(&c->top);
+}
+
+static void add_completion_logprobs(const struct api_answer *w, struct written *c, int32_t id, int offset,
+                                    float logprob, const struct sampler_logprob *top, int n_top)
+{
+    add_completion_token(w, c, id, offset);
+    api_write_format(&c->logprob, "%.8g", written_logprob(logprob));
     buffer_append(&c->top, "{", 1);
     for (int i = 0; i < n_top; i++) {
         if (i) buffer_append(&c->top, ", ", 2);
@@ -182,14 +149,74 @@ static void add_completion_logprobs(const struct api_answer *w, struct written *
     buffer_append(&c->top, "}", 1);
 }
 
+enum { TOP_MAX = 20 };
+static int count_top(const struct api_answer *w)
+{
+    return w->r->n_top < w->api->o.vocab ? w->r->n_top : w->api->o.vocab;
+}
+
 static void add_logprobs(const struct api_answer *w, struct written *c, const struct service_token *t)
 {
-    enum { TOP_MAX = 20 };
     struct sampler_logprob top[TOP_MAX];
-    int vocab = w->api->o.vocab, n_top = w->r->n_top < vocab ? w->r->n_top : vocab;
-    float logprob = sampler_logprobs(vocab, t->logits, t->id, top, n_top);
+    int n_top = count_top(w);
+    float logprob = sampler_logprobs(w->api->o.vocab, t->logits, t->id, top, n_top);
     if (is_chat(w)) add_chat_logprobs(w, c, t->id, logprob, top, n_top);
-    else add_completion_logprobs(w, c, t->id, logprob, top, n_top);
+    else add_completion_logprobs(w, c, t->id, c->n_chars, logprob, top, n_top);
+}
+
+/* Where tokens begin in their text, in characters; returns how many it has. */
+static int find_offsets(const struct api_answer *w, const struct token_list *l, bool skip_special,
+                        int *offset)
+{
+    struct token_stream *stream = token_stream_open(w->api->o.tokenizer, skip_special);
+    int at = 0;
+    for (size_t i = 0; i < l->n_ids; i++) {
+        size_t n;
+        offset[i] = at;
+        const char *text = token_stream_push(stream, l->ids[i], &n);
+        at += chars_of(text, n);
+    }
+    size_t n;
+    const char *text = token_stream_flush(stream, &n);
+    at += chars_of(text, n);
+    token_stream_close(stream);
+    return at;
+}
+
+/* The text that is echoed is the client's: special tokens are in it if they came as text, but begin-of-text and a space
+ * that the tokenizer added are not. */
+static int *prompt_offsets(const struct api_answer *w, int prompt, int n_chars)
+{
+    const struct token_list *l = &w->r->prompt[prompt];
+    int *offset = buffer_zeroed(l->n_ids, sizeof *offset);
+    int more = find_offsets(w, l, !w->r->keep_special, offset) - n_chars;
+    if (more != 0 && !w->r->keep_special) more = find_offsets(w, l, false, offset) - n_chars;
+    for (size_t i = 0; i < l->n_ids; i++) {
+        offset[i] = offset[i] > more ? offset[i] - more : 0;
+        if (offset[i] > n_chars) offset[i] = n_chars;
+    }
+    return offset;
+}
+
+/* Nothing predicts the first token. */
+static void begin_prompt_logprobs(struct api_answer *w, int prompt)
+{
+    struct written *c = &w->choice[prompt * w->r->n];
+    w->offset[prompt] = prompt_offsets(w, prompt, c->n_chars);
+    for (int i = 0; i < w->r->n; i++, c++) {
+        add_completion_token(w, c, w->r->prompt[prompt].ids[0], w->offset[prompt][0]);
+        buffer_append_string(&c->logprob, "null");
+        buffer_append_string(&c->top, "null");
+    }
+}
+
+void api_answer_prompt(struct api_answer *w, int prompt, const struct service_prompt_token *t)
+{
+    struct sampler_logprob top[TOP_MAX];
+    int n_top = count_top(w), offset = w->offset[prompt][t->index];
+    float logprob = sampler_logprobs(w->api->o.vocab, t->logits, t->id, top, n_top);
+    struct written *c = &w->choice[prompt * w->r->n];
+    for (int i = 0; i < w->r->n; i++, c++) add_completion_logprobs(w, c, t->id, offset, logprob, top, n_top);
 }
 
 /* The lists so far as the value of "logprobs", and empty again. */
@@ -220,6 +247,59 @@ static void write_logprobs(const struct api_answer *w, struct written *c, struct
         c->token.n = c->logprob.n = c->top.n = c->offset.n = 0;
     }
     c->content.n = 0;
+}
+
+/* ---- the whole */
+
+struct api_answer *api_answer_open(const struct api *a, const struct api_request *r, const char *id,
+                                   int64_t created)
+{
+    struct api_answer *w = buffer_zeroed(1, sizeof *w);
+    w->api = a;
+    w->r = r;
+    w->created = created;
+    w->n_left = r->n_prompts;
+    w->choice = buffer_zeroed((size_t)(r->n_prompts * r->n), sizeof *w->choice);
+    w->id = strdup(id);
+    if (!w->id) DIE(EXIT_CODE_MEMORY, NULL, "no memory for an answer");
+    api_write_format(&w->head, "\"id\": \"%.100s\", \"object\": \"%s\", \"created\": %lld, \"model\": ", id,
+                     !is_chat(w) ? "text_completion"
+                     : r->stream ? "chat.completion.chunk"
+                                 : "chat.completion",
+                     (long long)created);
+    api_write_text(&w->head, a->model, strlen(a->model));
+    for (int i = 0; r->echo && i < r->n_prompts * r->n; i++) {
+        const char *text = r->prompt_text[i / r->n];
+        buffer_append_string(&w->choice[i].text, text);
+        w->choice[i].n_chars = chars_of(text, strlen(text));
+    }
+    if (!r->echo || r->n_top < 0) return w;
+    w->offset = buffer_zeroed((size_t)r->n_prompts, sizeof *w->offset);
+    for (int p = 0; p < r->n_prompts; p++) begin_prompt_logprobs(w, p);
+    return w;
+}
+
+void api_answer_leave_out_measured(struct api_answer *w) { w->repeatable = true; }
+
+void api_answer_close(struct api_answer *w)
+{
+    if (!w) return;
+    for (int i = 0; i < w->r->n_prompts * w->r->n; i++) {
+        struct written *c = &w->choice[i];
+        buffer_free(&c->text);
+        buffer_free(&c->content);
+        buffer_free(&c->token);
+        buffer_free(&c->logprob);
+        buffer_free(&c->top);
+        buffer_free(&c->offset);
+        buffer_free(&c->end);
+    }
+    for (int p = 0; w->offset && p < w->r->n_prompts; p++) free(w->offset[p]);
+    free(w->offset);
+    buffer_free(&w->head);
+    free(w->choice);
+    free(w->id);
+    free(w);
 }
 
 static void write_counts(struct buffer *out, int n_prompt, int n_completion)

@@ -129,11 +129,11 @@ static void read_top_logprobs(struct api_parse *p, const json_t *v)
     if (api_read_int(p, v, "top_logprobs", 0, 20, &n)) p->n_top = (int)n;
 }
 
-/* max_tokens and its newer name. */
+/* max_tokens and its newer name. 0: see check_together. */
 static void read_max_tokens(struct api_parse *p, const json_t *v, const char *name)
 {
     int64_t n;
-    if (!api_read_int(p, v, name, 1, INT32_MAX, &n)) return;
+    if (!api_read_int(p, v, name, p->r->endpoint == API_CHAT ? 1 : 0, INT32_MAX, &n)) return;
     if (p->max_given && p->r->max_tokens != (int)n)
         api_fail(p, name, "max_tokens and max_completion_tokens differ: give one of them");
     p->max_given = true;

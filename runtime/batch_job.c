@@ -68,6 +68,14 @@ static void on_token(void *user, const struct service_token *t)
     pthread_mutex_unlock(&p->job->lock);
 }
 
+static void on_prompt(void *user, const struct service_prompt_token *t)
+{
+    struct batch_part *p = user;
+    pthread_mutex_lock(&p->job->lock);
+    api_answer_prompt(p->job->answer, p->prompt, t);
+    pthread_mutex_unlock(&p->job->lock);
+}
+
 static void on_end(void *user, const struct service_end *e)
 {
     struct batch_part *p = user;
@@ -86,7 +94,8 @@ static void on_done(void *user, const struct service_usage *u)
     settle(p->job, 1);
 }
 
-static const struct service_sink sink = {.token = on_token, .end = on_end, .done = on_done};
+static const struct service_sink sink = {
+    .token = on_token, .end = on_end, .done = on_done, .prompt = on_prompt};
 
 /* ------------------------------------------------------------------------------------------ jobs */
 /* Hex digits of the file's hash and the line's number: the same in every run. */

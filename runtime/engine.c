@@ -157,9 +157,10 @@ static struct results count_results(const struct step *s)
 {
     struct results r = {0};
     for (int i = 0; i < s->n_seqs; i++) {
-        r.n_out += s->seq[i].want != STEP_WANT_NOTHING;
-        r.n_tops += s->seq[i].want == STEP_WANT_CANDIDATES;
-        r.n_logits += s->seq[i].want == STEP_WANT_LOGITS;
+        const struct step_seq *q = &s->seq[i];
+        r.n_out += q->n_out;
+        r.n_tops += q->want == STEP_WANT_CANDIDATES;
+        if (q->want == STEP_WANT_LOGITS) r.n_logits += q->n_out;
     }
     return r;
 }
@@ -172,11 +173,13 @@ static void download_logits(struct engine *e, const struct step *s, struct resul
     *r = count_results(s);
     char *to = e->mine + (size_t)r->n_out * sizeof(struct best) + (size_t)r->n_tops * TOP_BYTES;
     for (int i = 0, out = 0; i < s->n_seqs; i++) {
-        if (s->seq[i].want == STEP_WANT_LOGITS) {
-            m->op->download(m->device, to, m->logits + (size_t)out * (size_t)m->dims.Vr, row_bytes);
-            to += row_bytes;
+        const struct step_seq *q = &s->seq[i];
+        if (q->want == STEP_WANT_LOGITS) {
+            size_t bytes = (size_t)q->n_out * row_bytes;
+            m->op->download(m->device, to, m->logits + (size_t)out * (size_t)m->dims.Vr, bytes);
+            to += bytes;
         }
-        out += s->seq[i].want != STEP_WANT_NOTHING;
+        out += q->n_out;
     }
 }
 
@@ -199,7 +202,7 @@ static void execute(struct engine *e, const struct step *s, struct results *r)
             memcpy(to, e->top + (size_t)out * TOP_K_MAX, TOP_BYTES);
             to += TOP_BYTES;
         }
-        out += s->seq[i].want != STEP_WANT_NOTHING;
+        out += s->seq[i].n_out;
     }
 }
 
@@ -354,15 +357,17 @@ void engine_step(struct engine *e, const struct step *s, struct engine_result *r
     else run_remote(e, s, &n);
     const float *logits = e->logits;
     const struct best *tops = e->tops;
-    for (int i = 0, out = 0; i < s->n_seqs; i++) {
-        enum step_want want = s->seq[i].want;
-        if (want == STEP_WANT_NOTHING) continue;
-        e->output[out].seq = i;
-        e->output[out].logits = want == STEP_WANT_LOGITS ? logits : NULL;
-        e->output[out].top = want == STEP_WANT_CANDIDATES ? tops : NULL;
-        if (want == STEP_WANT_LOGITS) logits += e->limits.vocab;
-        if (want == STEP_WANT_CANDIDATES) tops += TOP_K_MAX;
-        out++;
+    struct engine_output *out = e->output;
+    for (int i = 0; i < s->n_seqs; i++) {
+        const struct step_seq *q = &s->seq[i];
+        for (int row = q->n_rows - q->n_out; row < q->n_rows; row++, out++) {
+            out->seq = i;
+            out->position = q->position + row;
+            out->logits = q->want == STEP_WANT_LOGITS ? logits : NULL;
+            out->top = q->want == STEP_WANT_CANDIDATES ? tops : NULL;
+            if (out->logits) logits += e->limits.vocab;
+            if (out->top) tops += TOP_K_MAX;
+        }
     }
     *r = (struct engine_result){.n_outputs = n.n_out, .output = e->output};
 }

@@ -38,6 +38,7 @@ double engine_summary_bytes(const struct engine *e);
 /* One output: a row that the plan wanted something of, in plan order. */
 struct engine_output {
     int seq;      /* index into step->seq */
+    int position; /* of the row: what it gives predicts the token behind it */
     int32_t best; /* token with the largest logit; the lower id wins a tie */
     float best_logit;
     const float *logits; /* (vocab) when the plan wanted them, else NULL; borrowed until the next step */

@@ -124,6 +124,15 @@ static void on_token(void *user, const struct service_token *t)
     pthread_mutex_unlock(&s->lock);
 }
 
+static void on_prompt(void *user, const struct service_prompt_token *t)
+{
+    struct http_part *part = user;
+    struct http_stream *s = part->stream;
+    pthread_mutex_lock(&s->lock);
+    if (!s->dead) api_answer_prompt(s->answer, part->prompt, t);
+    pthread_mutex_unlock(&s->lock);
+}
+
 static void on_end(void *user, const struct service_end *e)
 {
     struct http_part *part = user;
@@ -168,7 +177,8 @@ static void on_done(void *user, const struct service_usage *u)
     release(s);
 }
 
-static const struct service_sink sink = {on_token, on_end, on_done};
+static const struct service_sink sink = {
+    .token = on_token, .end = on_end, .done = on_done, .prompt = on_prompt};
 
 /* ---- submission: a worker */
 

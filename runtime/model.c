@@ -51,6 +51,10 @@ void model_files_close(struct model_files *f)
     *f = (struct model_files){0};
 }
 
+/* Rows of a step that give logits at least, however few sequences there are: a prompt whose tokens' log-probabilities
+ * are wanted goes on by so many. */
+enum { PROMPT_OUT = 64 };
+
 void model_dims(struct dims *m, const struct arch *a, const struct shard *s, const struct model_options *o)
 {
     int context = (o->context + o->block_tokens - 1) / o->block_tokens * o->block_tokens;
@@ -77,7 +81,6 @@ void model_dims(struct dims *m, const struct arch *a, const struct shard *s, con
         .n_blocks = n_blocks < INT32_MAX ? (int)n_blocks : INT32_MAX,
         .max_rows = o->max_rows ? o->max_rows : o->prefill_chunk + o->n_slots * o->window,
         .max_spans = o->n_slots,
-        .max_out = o->n_slots,
         .act = o->act,
         .kv = o->kv,
         .summary = o->summary,
@@ -85,6 +88,8 @@ void model_dims(struct dims *m, const struct arch *a, const struct shard *s, con
         .attention_scale = 1.0f / sqrtf((float)a->head_dim),
         .kv_owner = s->kv_owner,
     };
+    m->max_out = m->n_slots > PROMPT_OUT ? m->n_slots : PROMPT_OUT;
+    if (m->max_out > m->max_rows) m->max_out = m->max_rows;
     kernels_layout(m);
 }
 

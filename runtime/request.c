@@ -68,7 +68,8 @@ void request_begin(struct request *r, const struct request_tools *t)
 
 enum step_want request_want(const struct choice *c, int vocab)
 {
-    if (c->constraint || c->request->from.want_logits) return STEP_WANT_LOGITS;
+    const struct service_request *r = &c->request->from;
+    if (c->constraint || r->want_logits || r->want_prompt) return STEP_WANT_LOGITS;
     if (sampling_is_greedy(&c->sampling)) return STEP_WANT_BEST;
     return sampling_top_suffices(&c->sampling, vocab) ? STEP_WANT_CANDIDATES : STEP_WANT_LOGITS;
 }
@@ -103,13 +104,32 @@ static bool ends_text(const struct choice *c, const struct request_tools *t, int
     return false;
 }
 
+/* False: the logits are no numbers, and the choice is at its end. */
+static bool begin_output(const struct choice *c, const struct engine_output *out, struct service_end *end)
+{
+    *end = (struct service_end){.choice = c->index, .reason = SERVICE_FINISH_STOP, .stop_token = -1};
+    if (isfinite(out->best_logit)) return true;
+    end->reason = SERVICE_FINISH_FAILED;
+    return false;
+}
+
+bool request_score(struct choice *c, const struct engine_output *out, struct service_end *end)
+{
+    const struct service_request *r = &c->request->from;
+    int index = out->position + 1;
+    if (!begin_output(c, out, end)) return false;
+    struct service_prompt_token event = {.id = r->prompt[index], .index = index, .logits = out->logits};
+    if (r->sink->prompt) r->sink->prompt(r->user, &event);
+    return true;
+}
+
 bool request_draw(struct choice *c, const struct request_tools *t, const struct engine_output *out,
                   int32_t *token, struct service_end *end)
 {
     struct request *r = c->request;
-    *end = (struct service_end){.choice = c->index, .reason = SERVICE_FINISH_STOP, .stop_token = -1};
-    if (!isfinite(out->best_logit)) {
-        end->reason = SERVICE_FINISH_FAILED;
+    if (!begin_output(c, out, end)) return false;
+    if (r->from.prompt_only) {
+        end->reason = SERVICE_FINISH_LENGTH;
         return false;
     }
     if (!draw(c, t, out, token)) return false;

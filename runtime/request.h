@@ -51,6 +51,8 @@ void request_close(struct request *r);
 void request_begin(struct request *r, const struct request_tools *t);
 /* What the sequence's last row must give. */
 enum step_want request_want(const struct choice *c, int vocab);
+/* A row of the prompt whose next token is the prompt's, too: tells the sink. False: the choice is at its end. */
+bool request_score(struct choice *c, const struct engine_output *out, struct service_end *end);
 /* Draws the next token and tells the sink. True: it is *token and the choice goes on; false: the choice is at
  * its end, for request_end. */
 bool request_draw(struct choice *c, const struct request_tools *t, const struct engine_output *out,

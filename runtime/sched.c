@@ -236,6 +236,7 @@ static int take_shared(struct sched *s, struct sched_seq *q)
 {
     struct seq *a = &q->seq;
     int B = s->limits.block_tokens, n = (a->n_prompt - 1) / B;
+    if (q->prompt_out && q->n_told / B < n) n = q->n_told / B;
     const struct sched_seq *l = q->leader;
     bool led = l && l->state == SCHED_RUNNING && l->seq.fed >= a->n_prompt;
     q->chain = prefix_root();
@@ -279,7 +280,7 @@ static void start(struct sched *s, struct sched_seq *q, struct step *step, int s
     if (swapped) come_in(s, q, step, slot);
     if (q->n_cached >= 0) return;
     q->n_cached = q->seq.fed;
-    if (s->options.cache == SCHED_CACHE_OFF) return;
+    if (s->options.cache == SCHED_CACHE_OFF || q->prompt_out) return;
     s->n_looked_up += q->seq.n_prompt;
     s->n_found += q->n_cached;
 }
@@ -338,10 +339,17 @@ static void admit(struct sched *s, struct step *step)
 /* ------------------------------------------------------------------------------------------ the plan */
 static bool in_prompt(const struct sched_seq *q) { return q->seq.fed < q->seq.n_prompt; }
 
+/* Rows of the planned ones, from the last backwards, that give logits: of a prompt all that have not told them yet. */
+static int prompt_outputs(const struct sched_seq *q)
+{
+    int told = q->n_told > q->seq.fed ? q->n_told - q->seq.fed : 0;
+    return q->n_rows > told ? q->n_rows - told : 0;
+}
+
 /* Takes blocks for this step's rows, first in order first; whoever cannot go on leaves s->order. */
 static void reserve_rows(struct sched *s, struct step *step)
 {
-    int room = s->options.max_rows;
+    int room = s->options.max_rows, room_out = s->limits.max_out - s->n_order; /* beside one of each */
     for (int i = 0; i < s->n_order; i++) {
         struct seq *a = &s->order[i]->seq;
         s->order[i]->n_rows = in_prompt(s->order[i]) ? 0 : policy_rows(&a->policy, a->fed, a->n_prompt);
@@ -352,6 +360,12 @@ static void reserve_rows(struct sched *s, struct step *step)
         int left = q->seq.n_prompt - q->seq.fed, upto = q->seq.fed + 1;
         if (in_prompt(q)) {
             q->n_rows = left < room ? left : room;
+            int more = q->prompt_out ? prompt_outputs(q) - 1 : 0;
+            if (more > room_out) {
+                q->n_rows -= more - room_out;
+                more = room_out;
+            }
+            if (more > 0) room_out -= more;
             room -= q->n_rows;
             upto = q->seq.fed + q->n_rows;
         }
@@ -365,9 +379,12 @@ static void add_rows(struct sched *s, struct step *step, struct sched_seq *q)
     s->planned[step->n_seqs] = q;
     /* A token that is known already (after an interruption) needs no prediction. */
     bool last = a->fed + (in_prompt(q) ? q->n_rows : 1) == a->n_tokens;
-    enum step_want want = last ? q->want : STEP_WANT_NOTHING;
+    int n_out = in_prompt(q) && q->prompt_out ? prompt_outputs(q) : last;
+    enum step_want want = n_out > 0 ? q->want : STEP_WANT_NOTHING;
     if (in_prompt(q)) step_add_prompt(step, a, q->n_rows, want);
     else step_add_decode(step, a, want);
+    if (n_out > 1) step_want_rows(step, n_out);
+    if (q->prompt_out && a->fed <= a->n_prompt && a->fed > q->n_told) q->n_told = a->fed;
 }
 
 bool sched_plan(struct sched *s, struct step *step)

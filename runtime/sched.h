@@ -41,6 +41,7 @@ struct sched_seq { /* zero to begin with */
     struct seq seq;
     enum sched_state state;
     enum step_want want; /* of the rows that a token is drawn from */
+    bool prompt_out;     /* STEP_WANT_LOGITS of all prompt rows: the cache is not asked, all are computed */
     int limit;           /* tokens it may hold at most, prompt included */
     int64_t key;         /* lower comes first */
     int priority;        /* higher may interrupt lower */
@@ -54,6 +55,7 @@ struct sched_seq { /* zero to begin with */
     int n_cached;    /* prompt tokens that were in the cache at its first admission; -1 before */
     int n_preempted; /* how often it was interrupted */
     int n_rows;      /* of the plan being made */
+    int n_told;      /* prompt_out: rows that gave their logits; they need not when the prompt starts again */
     int n_published; /* its blocks that are in the cache, or equal to some there */
     struct prefix_place chain;
     bool published;      /* chain is good: more may be published */

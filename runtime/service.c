@@ -122,6 +122,7 @@ static enum status check_request(const struct service *s, const struct service_r
                            PRIORITY_MAX);
     int room = l->context - r->n_prompt;
     *max_tokens = r->max_tokens && r->max_tokens < room ? r->max_tokens : room;
+    if (r->prompt_only) *max_tokens = 1;
     if (sched_blocks(&s->sched, r->n_prompt + *max_tokens - 1) > l->n_blocks)
         return status_fail(why, STATUS_NO_PAGES,
                            "%d prompt and %d new tokens need more than all %d KV blocks of %d tokens",
@@ -245,6 +246,7 @@ static void begin_request(struct service *s, struct request *r)
         c->seq.priority = r->from.priority;
         c->seq.leader = i ? &r->choice[0].seq : NULL;
         c->seq.want = request_want(c, s->limits.vocab);
+        c->seq.prompt_out = r->from.want_prompt && i == 0;
         sched_add(&s->sched, &c->seq, &r->from.policy, r->from.prompt, r->from.n_prompt);
     }
     r->next = s->live;
@@ -366,20 +368,27 @@ static void count_step(struct service *s, int64_t took_us)
 
 static void deliver(struct service *s, const struct engine_result *result)
 {
+    int over = -1; /* the sequence whose choice ended last */
     for (int i = 0; i < result->n_outputs; i++) {
-        struct choice *c = s->sched.planned[result->output[i].seq]->owner;
+        const struct engine_output *out = &result->output[i];
+        if (out->seq == over) continue;
+        struct choice *c = s->sched.planned[out->seq]->owner;
         struct service_end end;
         int32_t token;
         int drawn = c->n_drawn;
-        bool goes_on = request_draw(c, &s->tools, &result->output[i], &token, &end);
+        bool in_prompt = out->position + 1 < c->seq.seq.n_prompt;
+        bool goes_on =
+            in_prompt ? request_score(c, out, &end) : request_draw(c, &s->tools, out, &token, &end);
         s->now.generation_tokens += c->n_drawn - drawn;
         c->request->n_tokens += c->n_drawn - drawn;
         atomic_fetch_add(&s->n_tokens, c->n_drawn - drawn);
         if (!goes_on && end.reason == SERVICE_FINISH_FAILED && s->now.n_finished[SERVICE_FINISH_FAILED] == 0)
             LOG_ERROR("the logits of a request are " ENGINE_NOT_FINITE
                       " Told once: metrics count the others");
-        if (goes_on) sched_append(&s->sched, &c->seq, token);
-        else finish_choice(s, c, &end);
+        if (!goes_on) {
+            over = out->seq;
+            finish_choice(s, c, &end);
+        } else if (!in_prompt) sched_append(&s->sched, &c->seq, token);
     }
 }
 

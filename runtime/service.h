@@ -62,6 +62,13 @@ struct service_token {
     const float *logits; /* (vocab) as the model gave them (sampler_logprobs), when wanted; else NULL */
 };
 
+/* A token of the prompt but its first, from the second on and in order, before any choice begins. */
+struct service_prompt_token {
+    int32_t id;
+    int index;           /* in the prompt */
+    const float *logits; /* (vocab) that predict it */
+};
+
 struct service_end {
     int choice;
     enum service_finish reason;
@@ -88,6 +95,8 @@ struct service_sink {
     void (*token)(void *user, const struct service_token *t); /* may be NULL */
     void (*end)(void *user, const struct service_end *e);     /* may be NULL */
     void (*done)(void *user, const struct service_usage *u);  /* last call: `user` is free again */
+    /* May be NULL; where want_prompt asks for it. */
+    void (*prompt)(void *user, const struct service_prompt_token *t);
 };
 
 /* ------------------------------------------------------------------------------------------ requests */
@@ -108,6 +117,8 @@ struct service_request {
     int n_stop;
     bool keep_special; /* special tokens are text too */
     bool want_logits;
+    bool want_prompt;              /* logits of the prompt's tokens, too; it is then computed as a whole */
+    bool prompt_only;              /* no token is drawn, whatever max_tokens is */
     int priority;                  /* higher first, -100 .. 100; each step is worth ten seconds of waiting */
     struct constraint *constraint; /* or NULL */
     const struct service_sink *sink;

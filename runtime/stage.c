@@ -113,7 +113,7 @@ static void add_rows(struct stage *s, const struct step *step, const struct step
         b->n_decode_rows += q->n_rows;
     }
     if (last > b->max_position) b->max_position = last;
-    if (q->want != STEP_WANT_NOTHING) s->h.out_row[b->n_out++] = q->row0 + q->n_rows - 1;
+    for (int i = q->n_rows - q->n_out; i < q->n_rows; i++) s->h.out_row[b->n_out++] = q->row0 + i;
     b->top |= q->want == STEP_WANT_CANDIDATES;
 }
 

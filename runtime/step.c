@@ -54,6 +54,7 @@ static void add(struct step *s, struct seq *q, enum row_kind kind, int position,
         .n_blocks = n_blocks,
         .block0 = s->n_blocks,
         .want = want,
+        .n_out = want != STEP_WANT_NOTHING,
     };
     memcpy(s->token + s->n_rows, q->token + position, (size_t)n_rows * sizeof *s->token);
     memcpy(s->block + s->n_blocks, q->block + q->n_announced, (size_t)n_blocks * sizeof *s->block);
@@ -77,6 +78,13 @@ void step_add_prompt(struct step *s, struct seq *q, int n_rows, enum step_want w
 {
     ASSERT(n_rows > 0 && q->fed + n_rows <= q->n_prompt);
     add(s, q, ROW_PROMPT, q->fed, n_rows, want);
+}
+
+void step_want_rows(struct step *s, int n_out)
+{
+    struct step_seq *q = &s->seq[s->n_seqs - 1];
+    ASSERT(q->kind == ROW_PROMPT && q->want == STEP_WANT_LOGITS && n_out >= 1 && n_out <= q->n_rows);
+    q->n_out = n_out;
 }
 
 void step_add_move(struct step *s, enum step_move_kind kind, int32_t from, int32_t to)
@@ -120,6 +128,9 @@ static const char *seq_fault(const struct step *s, int i)
     if (q->n_rows < 1 || (q->kind == ROW_NEW && q->n_rows > l->window)) return "token (number of rows)";
     if (q->position < 0 || q->position > l->context - q->n_rows) return "position";
     if (q->want >= STEP_WANT_COUNT) return "want";
+    int least_out = q->want != STEP_WANT_NOTHING, most_out = least_out;
+    if (q->kind == ROW_PROMPT && q->want == STEP_WANT_LOGITS) most_out = q->n_rows;
+    if (q->n_out < least_out || q->n_out > most_out) return "n_out";
     int table = l->context / l->block_tokens;
     if (q->first_block < 0 || q->first_block > table || q->n_blocks > table - q->first_block)
         return "first_block";
@@ -163,7 +174,7 @@ enum status step_validate(const struct step *s, struct reason *why)
         if (field)
             return status_fail(why, STATUS_BAD_INPUT, "step %llu, sequence %d: field %s is out of bounds",
                                (unsigned long long)s->id, i, field);
-        n_out += s->seq[i].want != STEP_WANT_NOTHING;
+        n_out += s->seq[i].n_out;
         n_decode += s->seq[i].kind == ROW_NEW;
     }
     if (n_out > s->limits.max_out || n_decode > s->limits.max_decode)

@@ -14,9 +14,8 @@
 
 enum row_kind { ROW_PROMPT, ROW_NEW, ROW_REVISED, ROW_KIND_COUNT };
 
-/* What rank 0 needs of a sequence's last row: the most likely token alone, all logits, or the TOP_K_MAX
- * largest.
- */
+/* What rank 0 needs of a sequence's last row, or of a prompt's last rows: the most likely token alone, all logits, or
+ * the TOP_K_MAX largest. */
 enum step_want { STEP_WANT_NOTHING, STEP_WANT_BEST, STEP_WANT_LOGITS, STEP_WANT_CANDIDATES, STEP_WANT_COUNT };
 
 struct step_seq {
@@ -29,6 +28,7 @@ struct step_seq {
     int32_t first_block, n_blocks; /* new entries of the slot's block table ... */
     int32_t block0;                /* ... from step.block[block0] on */
     enum step_want want;
+    int32_t n_out; /* of so many last rows: 0 with NOTHING, above 1 only of a prompt with LOGITS */
 };
 
 /* Limits that every plan obeys; the same on all ranks (from struct dims). */
@@ -73,6 +73,8 @@ void step_clear(struct step *s, uint64_t id);
 void step_add_decode(struct step *s, struct seq *q, enum step_want want);
 /* Adds the next n_rows prompt tokens; `want` applies to the last. */
 void step_add_prompt(struct step *s, struct seq *q, int n_rows, enum step_want want);
+/* The prompt tokens added last, with STEP_WANT_LOGITS: it applies to the last n_out. */
+void step_want_rows(struct step *s, int n_out);
 /* Moves out are put before all others. */
 void step_add_move(struct step *s, enum step_move_kind kind, int32_t from, int32_t to);
 /* Kind of a row, 0 .. n_rows-1. */

@@ -60,6 +60,8 @@ void wire_pack_step(struct wire *w, const struct step *s)
         seqs[i].n_block = (size_t)q->n_blocks;
         seqs[i].block = (uint32_t *)(s->block + q->block0);
         seqs[i].want = (uint32_t)q->want;
+        seqs[i].has_n_out = q->n_out > 1;
+        seqs[i].n_out = (uint32_t)q->n_out;
         if (q->fresh) {
             pack_policy(&policies[i], &q->policy);
             seqs[i].policy = &policies[i];
@@ -102,6 +104,7 @@ static void unpack_seq(struct step_seq *q, const Retro__StepSequence *m)
         .first_block = narrow(m->first_block),
         .n_blocks = (int32_t)m->n_block,
         .want = m->want < STEP_WANT_COUNT ? (enum step_want)m->want : STEP_WANT_COUNT,
+        .n_out = m->has_n_out ? narrow(m->n_out) : m->want != STEP_WANT_NOTHING,
     };
     if (!m->policy) return;
     const Retro__Policy *p = m->policy;

@@ -35,7 +35,7 @@ def write_requests(path, n, seed=1, tokens=30):
         elif kind == 1:
             lines.append(line(name, prompt=[prompt, "x"], n=2, max_tokens=length, seed=i, temperature=1.5))
         elif kind == 2:
-            lines.append(line(name, prompt=prompt, max_tokens=length, temperature=0, logprobs=2))
+            lines.append(line(name, prompt=prompt, max_tokens=length, temperature=0, logprobs=2, echo=i % 2 == 0))
         else:
             lines.append(line(name, prompt=prompt, max_tokens=length, ignore_eos=True, stop=["7"]))
     Path(path).write_text("\n".join(lines) + "\n")

@@ -73,6 +73,10 @@ static void answer(const struct api_request *r, struct random *random)
     struct api_error e;
     bool last = false;
     for (int p = 0; p < r->n_prompts; p++) {
+        for (int i = 1; r->echo && r->n_top >= 0 && i < (int)r->prompt[p].n_ids; i++) {
+            struct service_prompt_token t = {.id = r->prompt[p].ids[i], .index = i, .logits = logits};
+            api_answer_prompt(w, p, &t);
+        }
         for (int c = 0; c < r->n; c++) {
             for (int i = random_int(random, 0, 3); i > 0; i--) {
                 struct service_token t = {.choice = c,

@@ -39,8 +39,10 @@ static void check_accepted(const struct step *s)
         ASSERT(q->first_block >= 0 && q->first_block + q->n_blocks <= limits.context / limits.block_tokens);
         ASSERT(q->kind == ROW_PROMPT || (q->kind == ROW_NEW && q->n_rows <= limits.window && n_decode == i));
         n_decode += q->kind == ROW_NEW;
-        n_out += q->want != STEP_WANT_NOTHING;
-        ASSERT(q->want < STEP_WANT_COUNT);
+        n_out += q->n_out;
+        ASSERT(q->want < STEP_WANT_COUNT && q->n_out <= q->n_rows);
+        ASSERT(q->n_out == (q->want != STEP_WANT_NOTHING) ||
+               (q->n_out > 1 && q->kind == ROW_PROMPT && q->want == STEP_WANT_LOGITS));
         const struct policy *p = &q->policy;
         ASSERT(!q->fresh ||
                (p->kind < POLICY_KIND_COUNT && p->window >= 1 && p->window <= limits.window &&

@@ -42,7 +42,7 @@ static void run_both(struct engine *here, struct engine *there, unsigned seed)
     struct sched_options o = {.growth = 1, .cache = SCHED_CACHE_ON};
     struct sched s;
     struct step step;
-    int left = SEQS, wanted[STEP_WANT_COUNT] = {0}, moves = 0;
+    int left = SEQS, wanted[STEP_WANT_COUNT] = {0}, moves = 0, n_told = 0;
     struct random random = {seed};
     assert_memory_equal(&limits, engine_limits(there), sizeof limits);
     assert_true(engine_token_bytes(here) == engine_token_bytes(there));
@@ -59,10 +59,12 @@ static void run_both(struct engine *here, struct engine *there, unsigned seed)
                            .sink_pages = 1};
         int n = random_int(&random, 1, PROMPT);
         for (int k = 0; k < n; k++) prompt[i][k] = random_int(&random, 0, TINY_VOCAB - 1);
-        q[i] = (struct sched_seq){.want = (enum step_want)(1 + i % (STEP_WANT_COUNT - 1)),
-                                  .limit = random_int(&random, n + 1, TOKENS),
-                                  .key = i,
-                                  .priority = i};
+        q[i] =
+            (struct sched_seq){.want = (enum step_want)(1 + i % (STEP_WANT_COUNT - 1)),
+                               .prompt_out = i % 2 == 0 && i % (STEP_WANT_COUNT - 1) == STEP_WANT_LOGITS - 1,
+                               .limit = random_int(&random, n + 1, TOKENS),
+                               .key = i,
+                               .priority = i};
         sched_add(&s, &q[i], &p, prompt[i], n);
     }
     for (int k = 0; k < STEPS && left > 0; k++) {
@@ -75,6 +77,8 @@ static void run_both(struct engine *here, struct engine *there, unsigned seed)
         sched_executed(&s, &step);
         for (int i = 0; i < a.n_outputs; i++) {
             struct sched_seq *c = s.planned[a.output[i].seq];
+            n_told += a.output[i].position + 1 < c->seq.n_prompt;
+            if (a.output[i].position + 1 < c->seq.n_prompt) continue;
             wanted[c->want]++;
             if (c->seq.n_tokens < c->limit) {
                 sched_append(&s, c, a.output[i].best);
@@ -92,7 +96,7 @@ static void run_both(struct engine *here, struct engine *there, unsigned seed)
     assert_int_equal(left, 0);
     assert_true(wanted[STEP_WANT_BEST] > 0 && wanted[STEP_WANT_LOGITS] > 0 &&
                 wanted[STEP_WANT_CANDIDATES] > 0);
-    assert_true(moves > 0 && s.n_preempted > 0);
+    assert_true(n_told > 0 && moves > 0 && s.n_preempted > 0);
     sched_close(&s);
     step_close(&step);
 }

@@ -85,7 +85,7 @@ static void on_done(void *user, const struct service_usage *u)
     atomic_fetch_add(&n_done_in_all, 1);
 }
 
-static const struct service_sink sink = {on_token, on_end, on_done};
+static const struct service_sink sink = {.token = on_token, .end = on_end, .done = on_done};
 
 /* A prompt of n tokens; those with the same seed begin alike. */
 static void set_prompt(struct heard *h, int n, unsigned seed)

@@ -41,6 +41,7 @@ struct job {
     uint64_t id;
     bool used;
     int n_new;                       /* tokens it draws until it ends */
+    int n_told;                      /* rows of its prompt that gave logits */
     int revised_at_hit[CONTEXT + 1]; /* of cells that another sequence wrote; -2: none */
 };
 
@@ -59,15 +60,15 @@ struct world {
     struct job job[JOBS_MAX];
     struct random random;
     uint64_t n_jobs;
-    long n_done, n_cancelled, n_steps, n_rows, n_shared;
+    long n_done, n_cancelled, n_steps, n_rows, n_shared, n_told;
     int64_t now;
-    bool turns;
+    bool turns, tells; /* tells: some prompts' logits are wanted */
 };
 
 static const struct step_limits limits = {.n_slots = SLOTS,
                                           .max_rows = 40,
                                           .max_decode = SLOTS,
-                                          .max_out = SLOTS,
+                                          .max_out = SLOTS + 3,
                                           .n_blocks = BLOCKS,
                                           .context = CONTEXT,
                                           .block_tokens = B,
@@ -209,7 +210,8 @@ static void add(struct world *w, const struct policy *p, const int32_t *prompt, 
     j->q.limit = n + n_new - 1;
     j->q.priority = priority;
     j->q.key = w->now - priority * 50;
-    j->q.want = STEP_WANT_BEST;
+    j->q.prompt_out = w->tells && !leader && below(w, 5) == 0;
+    j->q.want = j->q.prompt_out ? STEP_WANT_LOGITS : STEP_WANT_BEST;
     j->q.leader = leader ? &leader->q : NULL;
     sched_add(&w->s, &j->q, p, prompt, n);
 }
@@ -248,6 +250,23 @@ static void cancel_one(struct world *w)
     sched_check(&w->s);
 }
 
+/* The rows that give logits of a sequence: of a prompt where they are wanted each one once and in order, whatever
+ * interrupts it; false when none of them predicts a new token. */
+static bool check_outputs(struct world *w, struct job *j, const struct step_seq *q)
+{
+    const struct seq *a = &j->q.seq;
+    int last = q->position + q->n_rows - 1;
+    for (int i = last - q->n_out + 1; i <= last && i < a->n_prompt - 1; i++) {
+        assert_true(j->q.prompt_out);
+        assert_int_equal(i, j->n_told++);
+        w->n_told++;
+    }
+    if (last < a->n_prompt - 1 || q->n_out == 0) return false;
+    if (j->q.prompt_out) assert_int_equal(j->n_told, a->n_prompt - 1);
+    assert_int_equal(a->fed, a->n_tokens);
+    return true;
+}
+
 static bool step_once(struct world *w)
 {
     w->now += 1 + below(w, 5);
@@ -258,9 +277,8 @@ static bool step_once(struct world *w)
     struct sched_seq *planned[SLOTS];
     memcpy(planned, w->s.planned, sizeof planned);
     for (int i = 0; i < w->step.n_seqs; i++) {
-        if (w->step.seq[i].want == STEP_WANT_NOTHING) continue;
         struct job *j = planned[i]->owner;
-        assert_int_equal(j->q.seq.fed, j->q.seq.n_tokens);
+        if (!check_outputs(w, j, &w->step.seq[i])) continue;
         if (--j->n_new == 0) end(w, j, false);
         else sched_append(&w->s, &j->q, draw(&j->q.seq));
     }
@@ -273,6 +291,7 @@ static void simulate(enum sched_cache cache, const struct step_limits *l, int n_
     struct world *w = calloc(1, sizeof *w);
     w->random = (struct random){seed};
     w->turns = cache == SCHED_CACHE_TURNS;
+    w->tells = true;
     struct sched_options o = {
         .cache = cache, .growth = 1 + (int)(seed % 4), .max_rows = SLOTS * WINDOW + 1 + (int)(seed % 19)};
     sched_open(&w->s, l, &o);
@@ -289,6 +308,7 @@ static void simulate(enum sched_cache cache, const struct step_limits *l, int n_
     assert_int_equal(w->s.pages.n_free + w->s.pages.n_idle, l->n_blocks);
     if (cache == SCHED_CACHE_OFF) assert_int_equal(w->s.pages.n_idle, 0);
     else assert_true(w->n_shared > n_requests / 20);
+    assert_true(w->n_told > n_requests);
     assert_true(w->s.n_preempted > n_requests / 100);
     print_message("%llu sequences (%ld cancelled), %ld steps, %ld rows, %lld interruptions, %lld of %lld "
                   "prompt tokens cached\n",

@@ -25,7 +25,7 @@ static const struct step_limits limits = {
     .n_slots = SLOTS,
     .max_rows = CHUNK + SLOTS * WINDOW,
     .max_decode = SLOTS,
-    .max_out = SLOTS,
+    .max_out = SLOTS + CHUNK,
     .n_blocks = SLOTS * TABLE / 2, /* too few for all, so that NO_PAGES happens */
     .context = CONTEXT,
     .block_tokens = BLOCK,
@@ -188,7 +188,9 @@ static void add_prompts(struct world *w)
         int n = random_int(&w->r, 1, left);
         if (n > s->n_prompt - s->fed) n = s->n_prompt - s->fed;
         if (!reserve(w, s, s->fed + n)) continue;
-        step_add_prompt(&w->step, s, n, (enum step_want)random_int(&w->r, 0, STEP_WANT_COUNT - 1));
+        enum step_want want = (enum step_want)random_int(&w->r, 0, STEP_WANT_COUNT - 1);
+        step_add_prompt(&w->step, s, n, want);
+        if (want == STEP_WANT_LOGITS) step_want_rows(&w->step, random_int(&w->r, 1, n));
         left -= n;
         w->n_prompt++;
     }

@@ -51,7 +51,11 @@ static void random_plan(struct step *s, struct random *r)
         q->first_block = random_int(r, 0, CONTEXT / BLOCK - q->n_blocks);
         q->want = n_out < limits.max_out ? (enum step_want)random_int(r, 0, STEP_WANT_COUNT - 1)
                                          : STEP_WANT_NOTHING;
-        n_out += q->want != STEP_WANT_NOTHING;
+        q->n_out = q->want != STEP_WANT_NOTHING;
+        if (q->kind == ROW_PROMPT && q->want == STEP_WANT_LOGITS)
+            q->n_out =
+                random_int(r, 1, q->n_rows < limits.max_out - n_out ? q->n_rows : limits.max_out - n_out);
+        n_out += q->n_out;
         q->fresh = random_int(r, 0, 1);
         if (q->fresh)
             q->policy = (struct policy){.kind = (enum policy_kind)random_int(r, 0, 2),
@@ -116,6 +120,7 @@ static void assert_same(const struct step *a, const struct step *b)
         assert_int_equal(p->n_blocks, q->n_blocks);
         assert_int_equal(p->block0, q->block0);
         assert_int_equal(p->want, q->want);
+        assert_int_equal(p->n_out, q->n_out);
         assert_int_equal(p->fresh, q->fresh);
         if (p->fresh) assert_same_policy(&p->policy, &q->policy);
     }
@@ -243,6 +248,15 @@ static void every_field_of_a_sequence(void **state)
     EXPECT(m.seq[2].n_block = CONTEXT / BLOCK + 1, "field first_block");
     EXPECT(m.seq[2].n_block = SLOTS * CONTEXT / BLOCK - 1, "more rows or blocks");
     EXPECT(m.seq[2].want = STEP_WANT_COUNT, "field want");
+    EXPECT(m.seq[2].has_n_out = true, "field n_out");
+    EXPECT((m.seq[2].has_n_out = true, m.seq[2].n_out = 1), NULL);
+    EXPECT((m.seq[2].has_n_out = true, m.seq[2].n_out = 2), "field n_out");
+#define ROWS_OUT(s, w, n) (m.seq[s].want = (w), m.seq[s].has_n_out = true, m.seq[s].n_out = (n))
+    EXPECT((m.seq[0].want = STEP_WANT_NOTHING, ROWS_OUT(2, STEP_WANT_LOGITS, 2)), NULL);
+    EXPECT(ROWS_OUT(2, STEP_WANT_LOGITS, 2), "4 outputs");
+    EXPECT(ROWS_OUT(2, STEP_WANT_LOGITS, 6), "field n_out");
+    EXPECT(ROWS_OUT(0, STEP_WANT_LOGITS, 2), "field n_out");
+    EXPECT(ROWS_OUT(2, STEP_WANT_NOTHING, 1), "field n_out");
     EXPECT(m.token[4] = VOCAB - 1, NULL);
     EXPECT(m.token[4] = VOCAB, "token 500 of row");
     EXPECT(m.block[2] = 19, NULL);
@@ -259,6 +273,7 @@ static void every_field_of_a_sequence(void **state)
         EXPECT(m.seq[2].position = huge[i], "field position");
         EXPECT(m.seq[2].first_block = huge[i], "field first_block");
         EXPECT(m.seq[2].want = huge[i], "field want");
+        EXPECT(ROWS_OUT(2, STEP_WANT_LOGITS, huge[i]), "field n_out");
         EXPECT(m.token[4] = huge[i], "row");
         EXPECT(m.block[2] = huge[i], "block");
     }

@@ -71,7 +71,10 @@ def ask_all(server):
         usage = answer["usage"]
         assert usage["completion_tokens"] == question["max_tokens"] * question.get("n", 1)
         assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
-    return [answer["choices"] for _, answer in answers]
+    prompts = {"model": "m", "prompt": ["word " * n for n in (2, 70, 90, 100)], "max_tokens": 0, "echo": True, "logprobs": 2}
+    status, echoed = server.post("/v1/completions", prompts)
+    assert status == 200 and all(len(c["logprobs"]["tokens"]) > 1 for c in echoed["choices"]), echoed
+    return [answer["choices"] for _, answer in answers] + [echoed["choices"]]
 
 
 @pytest.mark.parametrize("tp, dp", [(1, 2), (2, 2)])

@@ -117,7 +117,7 @@ static void on_done(void *user, const struct service_usage *u)
     close_job(j);
 }
 
-static const struct service_sink sink = {on_token, on_end, on_done};
+static const struct service_sink sink = {.token = on_token, .end = on_end, .done = on_done};
 
 static enum policy_kind kind_of(const char *name, enum policy_kind otherwise)
 {
