@@ -112,10 +112,23 @@ INLINE __m512i add_quarters(__m512i a, __m512i b)
     return _mm512_add_epi32(_mm512_shuffle_i32x4(a, b, 0x88), _mm512_shuffle_i32x4(a, b, 0xdd));
 }
 
+/* Codes to ask for while others are multiplied, NULL for none: asked for all at once they keep the loads waiting. */
+struct asked {
+    const char *ahead; /* of a run far ahead: into the second cache */
+    const char
+        *next; /* of the next one: into the first, since the loads alone do not hide the second's latency */
+};
+
+INLINE void ask(const struct asked *a, size_t at)
+{
+    if (a->ahead) _mm_prefetch(a->ahead + at, _MM_HINT_T2);
+    if (a->next) _mm_prefetch(a->next + at, _MM_HINT_T0);
+}
+
 /* sum[i]: of the products of 64 bytes of eight pages with query i, the quarters' neighbours added: quarters 0 and 1 the
- * first four pages. begin: which four are loaded first. */
+ * first four pages. begin: which four are loaded first. Asks for 512 bytes from ask_at on. */
 INLINE void eight_pages(__m512i sum[CODE_Q], const char *const *row, int offset, const __m512i w[][4][2],
-                        const int begin, const int NQ)
+                        const int begin, const struct asked *asked, size_t ask_at, const int NQ)
 {
     __m512i x[2][4], a[CODE_Q][2];
     turn(x[begin], row + 4 * begin, offset);
@@ -134,6 +147,7 @@ INLINE void eight_pages(__m512i sum[CODE_Q], const char *const *row, int offset,
         for (int i = 0; i < NQ; i++)
 #pragma GCC unroll 2
             for (int g = 0; g < 2; g++) a[i][g] = _mm512_dpbusd_epi32(a[i][g], low[g], w[i][j][0]);
+        for (size_t line = 0; line < 128; line += 64) ask(asked, ask_at + 128 * (size_t)j + line);
 #pragma GCC unroll 4
         for (int i = 0; i < NQ; i++)
 #pragma GCC unroll 2
@@ -146,14 +160,15 @@ INLINE void eight_pages(__m512i sum[CODE_Q], const char *const *row, int offset,
 /* Scores (NQ,s_stride) of 16 pages of width 64 or 128 with queries i0 .., of which the first n are written. */
 INLINE void score_pages(float *s, size_t s_stride, const struct tile_codes *q, int i0, const char *const *row,
                         const void *scales, int n, __m512 alpha, const __m512i w[2][CODE_Q][4][2],
-                        const int E, const int NQ)
+                        const struct asked *asked, const int E, const int NQ)
 {
     __m512i sum[2][2][CODE_Q], pair = _mm512_loadu_si512(scales);
 #pragma GCC unroll 2
     for (int v = 0; v < E / 64; v++)
 #pragma GCC unroll 2
         for (int half = 0; half < 2; half++)
-            eight_pages(sum[v][half], row + 8 * half, 64 * v, w[v], half, NQ);
+            eight_pages(sum[v][half], row + 8 * half, 64 * v, w[v], half, asked, 512 * (size_t)(2 * v + half),
+                        NQ);
     __m512 scale_c = _mm512_castsi512_ps(_mm512_slli_epi32(pair, 16));
     __m512 scale_u = _mm512_castsi512_ps(_mm512_and_si512(pair, _mm512_set1_epi32((int)0xffff0000u)));
     scale_u = _mm512_mul_ps(scale_u, alpha);
@@ -190,18 +205,29 @@ INLINE void score_queries(float *s, size_t s_stride, const struct tile_codes *q,
     }
     const struct tile_run *end = run + n_runs, *ahead = run + TILE_AHEAD, *last = end + n_ahead;
     while (run < end) {
-        for (; ahead <= run + TILE_AHEAD && ahead < last; ahead++) tile_prefetch_run(ahead, (size_t)E);
+        struct asked asked = {0};
         if (run->n == TILE_RUN) {
+            if (ahead == run + TILE_AHEAD && ahead < last) {
+                asked.ahead = ahead->codes;
+                _mm_prefetch(ahead++->scales, _MM_HINT_T2);
+            }
+            if (run + 1 < last) {
+                asked.next = run[1].codes;
+                _mm_prefetch(run[1].scales, _MM_HINT_T0);
+            }
             const char *row[TILE_RUN];
 #pragma GCC unroll 16 /* then they are no memory, but part of the loads */
             for (int j = 0; j < TILE_RUN; j++) row[j] = run->codes + j * E;
-            score_pages(s, s_stride, q, i0, row, run->scales, TILE_RUN, _mm512_set1_ps(alpha), w, E, NQ);
+            score_pages(s, s_stride, q, i0, row, run->scales, TILE_RUN, _mm512_set1_ps(alpha), w, &asked, E,
+                        NQ);
             run++;
             s += TILE_RUN;
         } else {
             struct tile_pages page;
+            for (; ahead <= run + TILE_AHEAD && ahead < last; ahead++) tile_prefetch_run(ahead, (size_t)E);
             int n = tile_take_runs(&page, &run, end, (size_t)E);
-            score_pages(s, s_stride, q, i0, page.row, page.scales, n, _mm512_set1_ps(alpha), w, E, NQ);
+            score_pages(s, s_stride, q, i0, page.row, page.scales, n, _mm512_set1_ps(alpha), w, &asked, E,
+                        NQ);
             s += n;
         }
     }
