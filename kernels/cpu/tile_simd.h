@@ -37,13 +37,27 @@ INLINE void vec_join(vec *a, vec *b, const enum dtype type)
     *b = high;
 }
 
+/* Asks for the lines that begin in bytes [at,at+n) of four rows, where `row` is not NULL; `at` is a multiple of n. */
+INLINE void ask_rows(const char *const *row, size_t at, const size_t n, const bool soon)
+{
+    if (!row || (n < 64 && at % 64)) return;
+#pragma GCC unroll 2
+    for (size_t line = 0; line < n; line += 64)
+#pragma GCC unroll 4
+        for (int r = 0; r < 4; r++)
+            if (soon) _mm_prefetch(row[r] + at + line, _MM_HINT_T0);
+            else _mm_prefetch(row[r] + at + line, PREFETCH);
+}
+
 /* Products of NQ queries with four rows: sums per lane, then over the lanes. q: blocks of 2 * LANES elements
- * as vec_even and vec_odd take them from a row, zeros behind the last. */
+ * as vec_even and vec_odd take them from a row, zeros behind the last. Between the products it asks for the rows at `ahead`
+ * and, for the first cache, at `soon`: all at once would keep the loads waiting. */
 INLINE void dots_block(float *s, size_t s_stride, const float *q, size_t q_stride, const char *const *row,
-                       int width, const enum dtype type, const int NQ)
+                       const char *const *ahead, const char *const *soon, int width, const enum dtype type,
+                       const int NQ)
 {
     vec a[DOT_Q][4];
-    size_t step = 2 * LANES * (type == DTYPE_F32 ? 4 : 2);
+    const size_t step = 2 * LANES * (type == DTYPE_F32 ? 4 : 2);
 #pragma GCC unroll 8
     for (int i = 0; i < NQ; i++)
 #pragma GCC unroll 4
@@ -62,6 +76,7 @@ INLINE void dots_block(float *s, size_t s_stride, const float *q, size_t q_strid
 #pragma GCC unroll 4
             for (int r = 0; r < 4; r++) a[i][r] = vec_fma(w, x[r], a[i][r]);
         }
+        ask_rows(soon, at, step, true);
 #pragma GCC unroll 4
         for (int r = 0; r < 4; r++)
             x[r] = whole ? vec_odd(k[r] + at, type) : vec_odd_n(k[r] + at, width, type);
@@ -71,6 +86,7 @@ INLINE void dots_block(float *s, size_t s_stride, const float *q, size_t q_strid
 #pragma GCC unroll 4
             for (int r = 0; r < 4; r++) a[i][r] = vec_fma(w, x[r], a[i][r]);
         }
+        ask_rows(ahead, at, step, false);
     }
 #pragma GCC unroll 8
     for (int i = 0; i < NQ; i++)
@@ -81,17 +97,9 @@ INLINE void dots_queries(float *s, size_t s_stride, const float *q, size_t q_str
                          const char *const *ahead, int c0, int c1, int width, const enum dtype type,
                          const int NQ)
 {
-    size_t bytes = (size_t)width * (type == DTYPE_F32 ? 4 : 2);
-    for (int c = c0; c < c1; c += 4) {
-        if (ahead)
-            for (int r = 0; r < 4; r++)
-                for (size_t line = 0; line < bytes; line += 64) _mm_prefetch(ahead[c + r] + line, PREFETCH);
-        if (ahead && c + AGAIN < c1)
-            for (int r = 0; r < 4; r++)
-                for (size_t line = 0; line < bytes; line += 64)
-                    _mm_prefetch(row[c + AGAIN + r] + line, _MM_HINT_T0);
-        dots_block(s + c, s_stride, q, q_stride, row + c, width, type, NQ);
-    }
+    for (int c = c0; c < c1; c += 4)
+        dots_block(s + c, s_stride, q, q_stride, row + c, ahead ? ahead + c : NULL,
+                   ahead && c + AGAIN < c1 ? row + c + AGAIN : NULL, width, type, NQ);
 }
 
 INLINE void dots_type(float *s, size_t s_stride, const float *q, size_t q_stride, int n_q,
