@@ -49,7 +49,8 @@ struct chunk {
     const int32_t *page;
     const char *key[MAX_CHUNK];       /* of the tokens, in the order of loads; zero rows from n_tokens on */
     const char *ahead[2 * MAX_CHUNK]; /* keys and values as they lie, a row's length each; zero rows behind */
-    const int32_t *last_loaded;       /* of the kv head's pages */
+    const int32_t *last_loaded;       /* of the kv head's pages ... */
+    int32_t loaded[MAX_CHUNK];        /* ... and of the chunk's, once a revised row asks */
 };
 
 /* Where a thread is: chunks [from,to) pages of `list`. */
@@ -67,6 +68,20 @@ size_t cpu_attend_part_bytes(struct device *d, const struct dims *m)
     return n * ((size_t)m->E + 2) * sizeof(float);
 }
 
+/* The keys of the pages that row r of the span, a revised one, had missed; it sees all of them. Without branches, which
+ * nobody could foresee. P is a constant where it counts. */
+static inline __attribute__((always_inline)) int list_missed(const struct chunk *c, int r, const char **list,
+                                                             size_t row_bytes, const int P)
+{
+    int n = 0;
+    for (int j = 0; j < c->n_pages; j++) {
+        const char *from = c->ahead[2 * j * P];
+        for (int t = 0; t < P; t++) list[n + t] = from + (size_t)t * row_bytes;
+        n += c->loaded[j] < r ? P : 0;
+    }
+    return n;
+}
+
 /* The keys of the chunk that row r of the span reads, padded with zero rows to a multiple of 4: in `list`, or
  * the chunk's own rows when these are all. Returns them and their number. */
 static const char *const *row_keys(const struct attend *a, const struct chunk *c, int r, const char **list,
@@ -76,11 +91,17 @@ static const char *const *row_keys(const struct attend *a, const struct chunk *c
     bool is_new = r == c->span->position;
     size_t row_bytes = (size_t)a->m->E * dtype_bytes(a->m->kv);
     *n = c->n_tokens;
+    bool all = c->page[0] * P >= lo && (c->page[c->n_pages - 1] + 1) * P - 1 <= r;
     if (is_new && c->page[0] * P >= lo) return c->key;
+    if (!is_new && all) {
+        count = P == 4 ? list_missed(c, r, list, row_bytes, 4) : list_missed(c, r, list, row_bytes, P);
+        *n = count;
+        return list; /* whole pages: a multiple of 4 */
+    }
     for (int j = 0; j < c->n_pages; j++) {
         int start = c->page[j] * P;
         if (start > r) break;
-        if (start + P <= lo || (!is_new && c->last_loaded[c->page[j]] >= r)) continue;
+        if (start + P <= lo || (!is_new && c->loaded[j] >= r)) continue;
         int from = start < lo ? lo - start : 0, to = start + P - 1 > r ? r - start + 1 : P;
         for (int t = from; t < to; t++) list[count++] = c->ahead[2 * j * P] + (size_t)t * row_bytes;
     }
@@ -232,8 +253,9 @@ static void attend_task(void *arg, int task, int thread)
         if (c->first) clear_parts(a, c);
         /* The new row reads everything and prefetches; the others then find it in the second cache. With no chunk to
          * come it asks for its own rows again. */
-        for (int i = 0; i < c->span->n_rows; i++)
-            attend_row(a, c, c->span->position - i, i > 0 ? NULL : more ? next->ahead : c->ahead);
+        attend_row(a, c, c->span->position, more ? next->ahead : c->ahead);
+        for (int j = 0; j < c->n_pages && c->span->n_rows > 1; j++) c->loaded[j] = c->last_loaded[c->page[j]];
+        for (int i = 1; i < c->span->n_rows; i++) attend_row(a, c, c->span->position - i, NULL);
         struct chunk *done = c;
         c = next;
         next = done;
