@@ -39,13 +39,6 @@ void cpu_parallel(struct device *d, void (*fn)(void *arg, int task, int thread),
 /* First of the n items that thread t of n_threads gets; its last is before cpu_share(n, t + 1, n_threads). */
 static inline int cpu_share(int n, int t, int n_threads) { return (int)((long long)n * t / n_threads); }
 
-/* Element i of activations of type `act`. */
-static inline void cpu_act_store(void *h, size_t i, float v, enum dtype act)
-{
-    if (act == DTYPE_F32) ((float *)h)[i] = v;
-    else ((uint16_t *)h)[i] = act == DTYPE_BF16 ? dtype_bf16_from_f32(v) : dtype_f16_from_f32(v);
-}
-
 /* Makes the scratch of cpu_linear large enough for k inputs. */
 void cpu_linear_reserve(struct device *d, int k);
 

@@ -5,14 +5,17 @@
  * width keeps, since the compiler may not reassociate. */
 #include <math.h>
 
+#include "kernels/cpu/attention.h"
 #include "kernels/cpu/cpu.h"
 
 enum {
     LANES = 16,
+    RUN = 512,   /* elements that are narrowed at once */
     ALONE = 8192 /* elements that one thread norms sooner than it wakes others: about 2 us */
 };
 
 struct call {
+    const struct tile *tile;
     void *h;
     float *x;
     const float *delta, *weight;
@@ -36,13 +39,17 @@ static float sum_squares(const float *x, int n)
 static void scale_row(const struct call *c, int row, const float *x)
 {
     float inverse = 1.0f / sqrtf(sum_squares(x, c->D) / (float)c->D + c->eps);
-    size_t at = (size_t)row * (size_t)c->D;
+    size_t bytes = dtype_bytes(c->act);
+    char *h = (char *)c->h + (size_t)row * (size_t)c->D * bytes;
     if (c->act == DTYPE_F32) {
-        float *h = (float *)c->h + at;
-        for (int i = 0; i < c->D; i++) h[i] = x[i] * inverse * c->weight[i];
-    } else {
-        for (int i = 0; i < c->D; i++)
-            cpu_act_store(c->h, at + (size_t)i, x[i] * inverse * c->weight[i], c->act);
+        for (int i = 0; i < c->D; i++) ((float *)h)[i] = x[i] * inverse * c->weight[i];
+        return;
+    }
+    for (int first = 0; first < c->D; first += RUN) {
+        float y[RUN];
+        int n = c->D - first < RUN ? c->D - first : RUN;
+        for (int i = 0; i < n; i++) y[i] = x[first + i] * inverse * c->weight[first + i];
+        c->tile->narrow(h + (size_t)first * bytes, y, n, c->act);
     }
 }
 
@@ -61,8 +68,14 @@ static void norm_row(void *arg, int row, int thread)
 void cpu_add_norm(struct device *d, void *h, float *x, const float *delta, const float *weight, int n_rows,
                   const struct dims *m)
 {
-    struct call c = {
-        .h = h, .x = x, .delta = delta, .weight = weight, .D = m->D, .eps = m->norm_eps, .act = m->act};
+    struct call c = {.tile = tile_of(cpu_isa_of(d)),
+                     .h = h,
+                     .x = x,
+                     .delta = delta,
+                     .weight = weight,
+                     .D = m->D,
+                     .eps = m->norm_eps,
+                     .act = m->act};
     if ((long long)n_rows * m->D <= ALONE)
         for (int i = 0; i < n_rows; i++) norm_row(&c, i, 0);
     else cpu_parallel(d, norm_row, &c, n_rows);

@@ -2,6 +2,7 @@
  * A task is a run of columns of one row. */
 #include <math.h>
 
+#include "kernels/cpu/attention.h"
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/silu.h"
 
@@ -16,6 +17,7 @@ const struct silu_table silu_portable = {.mul = mul};
 
 struct call {
     const struct silu_table *table;
+    const struct tile *tile;
     void *out;
     const float *gate_up;
     int Fr, runs;
@@ -34,13 +36,14 @@ static void run_task(void *arg, int task, int thread)
     } else {
         float y[RUN];
         c->table->mul(y, gate, up, n);
-        for (int i = 0; i < n; i++) cpu_act_store(c->out, at + (size_t)i, y[i], c->act);
+        c->tile->narrow((char *)c->out + at * dtype_bytes(c->act), y, n, c->act);
     }
 }
 
 void cpu_silu_mul(struct device *d, void *out, const float *gate_up, int n_rows, const struct dims *m)
 {
-    struct call c = {cpu_of(d)->silu, out, gate_up, m->Fr, (m->Fr + RUN - 1) / RUN, m->act};
+    struct call c = {cpu_of(d)->silu, tile_of(cpu_isa_of(d)),  out,   gate_up,
+                     m->Fr,           (m->Fr + RUN - 1) / RUN, m->act};
     int n_tasks = n_rows * c.runs;
     if ((long long)n_rows * m->Fr <= ALONE)
         for (int task = 0; task < n_tasks; task++) run_task(&c, task, 0);
