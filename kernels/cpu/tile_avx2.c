@@ -135,7 +135,7 @@ static inline vec in_order(vec x)
 }
 static inline vec vec_evens(vec a, vec b) { return in_order(_mm256_shuffle_ps(a, b, 0x88)); }
 static inline vec vec_odds(vec a, vec b) { return in_order(_mm256_shuffle_ps(a, b, 0xdd)); }
-/* And back. */
+/* And back: lanes in order, the lower and the upper half. */
 static inline vec vec_low(vec even, vec odd)
 {
     return _mm256_permute2f128_ps(_mm256_unpacklo_ps(even, odd), _mm256_unpackhi_ps(even, odd), 0x20);

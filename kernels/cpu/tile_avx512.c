@@ -125,7 +125,7 @@ static inline vec vec_odds(vec a, vec b)
     const __m512i at = _mm512_setr_epi32(1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
     return _mm512_permutex2var_ps(a, at, b);
 }
-/* And back. */
+/* And back: lanes in order, the lower and the upper half. */
 static inline vec vec_low(vec even, vec odd)
 {
     const __m512i at = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);

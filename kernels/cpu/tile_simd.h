@@ -9,8 +9,12 @@
  *   vec_widen(p, type), vec_widen_n(p, n, type)      LANES elements of a type as f32
  *   vec_narrow(p, v, type)                           LANES elements, rounded as dtype.h does it
  *   vec_exp(v)          e^v for v <= 0 or so; 0 below -87; error within 2 units in the last place
- *   vec_sum4(sum, v)    adds the lanes of v to the four of sum, lane modulo 4, in ascending order
- *   load_keys, count_at_least, PREFETCH (a hint)
+ *   vec_reduce4(a, b, c, d)                          the sums of the lanes of each
+ *   vec_even(p, type), vec_odd(p, type)              of 2 * LANES elements: every other one of bf16, else halves
+ *   vec_even_n(p, n, type), vec_odd_n(p, n, type)    the same of n elements and zeros
+ *   vec_evens(a, b), vec_odds(a, b)                  lanes 0, 2, ... and 1, 3, ... of a then b
+ *   vec_low(even, odd), vec_high(even, odd)          and back: lanes in order, the lower and the upper half
+ *   load_keys, PREFETCH (a hint)
  *
  * What the compiler must see as constants (how many accumulators live in registers) are arguments of
  * always-inlined functions. */
