@@ -91,12 +91,11 @@ static const char *const *row_keys(const struct attend *a, const struct chunk *c
     bool is_new = r == c->span->position;
     size_t row_bytes = (size_t)a->m->E * dtype_bytes(a->m->kv);
     *n = c->n_tokens;
-    bool all = c->page[0] * P >= lo && (c->page[c->n_pages - 1] + 1) * P - 1 <= r;
-    if (is_new && c->page[0] * P >= lo) return c->key;
-    if (!is_new && all) {
-        count = P == 4 ? list_missed(c, r, list, row_bytes, 4) : list_missed(c, r, list, row_bytes, P);
-        *n = count;
-        return list; /* whole pages: a multiple of 4 */
+    bool in_window = c->page[0] * P >= lo;
+    if (is_new && in_window) return c->key;
+    if (in_window && (c->page[c->n_pages - 1] + 1) * P - 1 <= r) { /* whole pages: a multiple of 4 */
+        *n = P == 4 ? list_missed(c, r, list, row_bytes, 4) : list_missed(c, r, list, row_bytes, P);
+        return list;
     }
     for (int j = 0; j < c->n_pages; j++) {
         int start = c->page[j] * P;

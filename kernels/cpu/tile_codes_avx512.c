@@ -116,7 +116,7 @@ INLINE __m512i add_quarters(__m512i a, __m512i b)
 struct asked {
     const char *ahead; /* of a run far ahead: into the second cache */
     const char
-        *next; /* of the next one: into the first, since the loads alone do not hide the second's latency */
+        *next; /* of the next one: into the first, as the loads alone do not hide the second's latency */
 };
 
 INLINE void ask(const struct asked *a, size_t at)
@@ -207,7 +207,7 @@ INLINE void score_queries(float *s, size_t s_stride, const struct tile_codes *q,
     while (run < end) {
         struct asked asked = {0};
         if (run->n == TILE_RUN) {
-            if (ahead == run + TILE_AHEAD && ahead < last) {
+            if (ahead <= run + TILE_AHEAD && ahead < last) {
                 asked.ahead = ahead->codes;
                 _mm_prefetch(ahead++->scales, _MM_HINT_T2);
             }
