@@ -7,9 +7,10 @@
  *
  * Threads take splits (struct part) one by one and go through them chunk by chunk. Of a chunk each row of the span
  * computes its scores, then their weights, then adds values, for all heads of the group at once; the new row comes
- * first and brings keys and values to the cache. Rows that attend to nothing in a chunk are skipped there. Pages lie
- * far apart, so nothing but the program knows what comes next: beside its keys and values the new row prefetches those
- * of the next chunk, and for that a thread takes its next split one ahead.
+ * first and brings keys and values to the cache. Rows that attend to nothing in a chunk are skipped there. Keys and values
+ * are listed by fours (attention.h); what a row sees of a four in part is copied. Pages lie far apart, so nothing but the
+ * program knows what comes next: beside its keys and values the new row prefetches those of the next chunk, and for that
+ * a thread takes its next split one ahead.
  *
  * Invariants:
  *  1. A row's part depends on its query, its own mask and the page list; not on other rows, threads or spans.
@@ -24,7 +25,8 @@
 #include "kernels/cpu/cpu.h"
 #include "runtime/base/die.h"
 
-enum { MAX_CHUNK = CHUNK_TOKENS };
+/* MAX_CUT: rows of fours that a row sees in part, one at its position and one where its window begins. */
+enum { MAX_CHUNK = CHUNK_TOKENS, MAX_FOURS = MAX_CHUNK / 4, MAX_CUT = 6 };
 
 struct attend {
     const struct tile *tile;
@@ -37,6 +39,7 @@ struct attend {
     int n_splits; /* most of any span */
     int per_block;
     uint64_t inverse; /* of per_block, rounded up, times 2^40: division by a multiplication */
+    bool drops;       /* prefetches: cpu_drops_prefetches */
     _Atomic int next;
 };
 
@@ -44,13 +47,20 @@ struct attend {
 struct chunk {
     const struct decode_span *span;
     int kv_head, split, head, n_heads;
-    int n_pages, n_tokens; /* n_tokens up to the new row's position */
-    bool first;            /* of its split */
+    int n_pages;
+    bool first; /* of its split */
     const int32_t *page;
-    const char *key[MAX_CHUNK];       /* of the tokens, in the order of loads; zero rows from n_tokens on */
-    const char *ahead[2 * MAX_CHUNK]; /* keys and values as they lie, a row's length each; zero rows behind */
-    const int32_t *last_loaded;       /* of the kv head's pages ... */
-    int32_t loaded[MAX_CHUNK];        /* ... and of the chunk's, once a revised row asks */
+    const char *four[2 * MAX_FOURS]; /* as they lie: of a page its keys, then its values; zero rows behind */
+    const int32_t *last_loaded;      /* of the kv head's pages ... */
+    int32_t loaded[MAX_CHUNK / 4];   /* ... and of the chunk's, once a revised row asks */
+};
+
+/* What a row reads of a chunk: n tokens, as fours of keys and as many of values, filled up with zero rows. Behind them the
+ * keys that the new row reads next. */
+struct reading {
+    int n, n_fours;
+    const char *four[2 * MAX_FOURS + TILE_AGAIN_TWICE];
+    char cut[2 * 2 * 4 * TILE_MAX_E * sizeof(float)];
 };
 
 /* Where a thread is: chunks [from,to) pages of `list`. */
@@ -68,45 +78,83 @@ size_t cpu_attend_part_bytes(struct device *d, const struct dims *m)
     return n * ((size_t)m->E + 2) * sizeof(float);
 }
 
-/* The keys of the pages that row r of the span, a revised one, had missed; it sees all of them. Without branches, which
- * nobody could foresee. P is a constant where it counts. */
-static inline __attribute__((always_inline)) int list_missed(const struct chunk *c, int r, const char **list,
-                                                             size_t row_bytes, const int P)
+/* Fours of keys of the chunk's pages: all, or (r >= 0) those of the pages that row r, a revised one, had missed. Without
+ * branches, which nobody could foresee. `per_page` is a constant where it counts. */
+static inline __attribute__((always_inline)) int list_keys(const struct chunk *c, int r, const char **list,
+                                                           const int per_page)
 {
     int n = 0;
     for (int j = 0; j < c->n_pages; j++) {
-        const char *from = c->ahead[2 * j * P];
-        for (int t = 0; t < P; t++) list[n + t] = from + (size_t)t * row_bytes;
-        n += c->loaded[j] < r ? P : 0;
+        for (int i = 0; i < per_page; i++) list[n + i] = c->four[2 * per_page * j + i];
+        n += r < 0 || c->loaded[j] < r ? per_page : 0;
     }
     return n;
 }
 
-/* The keys of the chunk that row r of the span reads, padded with zero rows to a multiple of 4: in `list`, or
- * the chunk's own rows when these are all. Returns them and their number. */
-static const char *const *row_keys(const struct attend *a, const struct chunk *c, int r, const char **list,
-                                   int *n)
+/* The same of a row that does not see all tokens of these pages: fours that it sees whole; row[n_cut]: keys of the others
+ * that it sees. */
+static int list_seen(const struct attend *a, const struct chunk *c, int r, bool missed, const char **list,
+                     const char *row[MAX_CUT], int *n_cut)
 {
-    int P = a->m->P, lo = first_visible(r, a->kv->sliding_window), count = 0;
-    bool is_new = r == c->span->position;
+    int P = a->m->P, per_page = P / 4, lo = first_visible(r, a->kv->sliding_window), n = 0;
     size_t row_bytes = (size_t)a->m->E * dtype_bytes(a->m->kv);
-    *n = c->n_tokens;
-    bool in_window = c->page[0] * P >= lo;
-    if (is_new && in_window) return c->key;
-    if (in_window && (c->page[c->n_pages - 1] + 1) * P - 1 <= r) { /* whole pages: a multiple of 4 */
-        *n = P == 4 ? list_missed(c, r, list, row_bytes, 4) : list_missed(c, r, list, row_bytes, P);
-        return list;
-    }
+    *n_cut = 0;
     for (int j = 0; j < c->n_pages; j++) {
-        int start = c->page[j] * P;
-        if (start > r) break;
-        if (start + P <= lo || (!is_new && c->loaded[j] >= r)) continue;
-        int from = start < lo ? lo - start : 0, to = start + P - 1 > r ? r - start + 1 : P;
-        for (int t = from; t < to; t++) list[count++] = c->ahead[2 * j * P] + (size_t)t * row_bytes;
+        if (missed && c->loaded[j] >= r) continue;
+        for (int i = 0; i < per_page; i++) {
+            const char *four = c->four[2 * per_page * j + i];
+            int start = c->page[j] * P + 4 * i, from = start < lo ? lo - start : 0,
+                to = start + 3 > r ? r - start + 1 : 4;
+            if (from == 0 && to == 4) list[n++] = four;
+            else
+                for (int t = from; t < to; t++) row[(*n_cut)++] = four + (size_t)t * row_bytes;
+        }
     }
-    for (int t = count; t % 4; t++) list[t] = tile_zero_row;
-    *n = count;
-    return list;
+    return n;
+}
+
+/* Copies n keys and their values into fours, two at most, whose columns begin with them. */
+static void copy_cut(const struct attend *a, struct reading *to, const char *const *row, int n)
+{
+    size_t row_bytes = (size_t)a->m->E * dtype_bytes(a->m->kv), values = kv_value_distance(a->m);
+    int n_fours = (n + 3) / 4, first = to->n_fours - n_fours;
+    for (int t = 0; t < 4 * n_fours; t++)
+        for (int v = 0; v < 2; v++) {
+            char *four = to->cut + (size_t)(2 * (t / 4) + v) * 4 * row_bytes,
+                 *at = four + ROW_ORDER[t % 4] * row_bytes;
+            to->four[first + t / 4 + v * to->n_fours] = four;
+            if (t < n) memcpy(at, row[t] + (v ? values : 0), row_bytes);
+            else memset(at, 0, row_bytes);
+        }
+}
+
+/* On a Zen 4 attention to chosen pages of 1 KiB takes 22 % less time when of each four fours the last two change places
+ * (135M, 32k): the first cache's prefetchers guess less (ROW_ORDER); to all pages it is the same. */
+static void change_places(const char **list, int n)
+{
+    for (int i = 3; i < n; i += 4) {
+        const char *last = list[i];
+        list[i] = list[i - 1];
+        list[i - 1] = last;
+    }
+}
+
+/* What row r of the span reads of the chunk. */
+static void read_row(const struct attend *a, const struct chunk *c, int r, struct reading *to)
+{
+    int P = a->m->P, n_cut = 0, whole;
+    bool is_new = r == c->span->position;
+    const char *row[MAX_CUT];
+    if (c->page[0] * P >= first_visible(r, a->kv->sliding_window) &&
+        (c->page[c->n_pages - 1] + 1) * P - 1 <= r)
+        whole = P == 4 ? list_keys(c, is_new ? -1 : r, to->four, 1)
+                       : list_keys(c, is_new ? -1 : r, to->four, P / 4);
+    else whole = list_seen(a, c, r, !is_new, to->four, row, &n_cut);
+    if (is_new) change_places(to->four, whole);
+    to->n = 4 * whole + n_cut;
+    to->n_fours = (to->n + 3) / 4;
+    for (int i = 0; i < whole; i++) to->four[to->n_fours + i] = to->four[i] + kv_value_distance(a->m);
+    if (n_cut > 0) copy_cut(a, to, row, n_cut);
 }
 
 /* Takes splits until one has something to read; false when none is left. Splits go from the last to the
@@ -132,29 +180,6 @@ static bool next_split(struct attend *a, struct cursor *at)
     }
 }
 
-/* Rows come by fours in ROW_ORDER, and of each four such fours the last two change places. On a Zen 4 attention to chosen
- * pages of 1 KiB takes 22 % less time so than in ascending order (135M, 32k); to all pages it is the same. */
-static inline int place_of_four(int k, int n) { return k < n / 4 * 4 ? k ^ (k >> 1 & 1) : k; }
-
-/* The chunk's lists, from where its pages' keys lie. P is a constant where it counts. */
-static inline __attribute__((always_inline)) void list_chunk(struct chunk *c, const char *const *keys,
-                                                             size_t row_bytes, const int P)
-{
-    const size_t order[4] = {ROW_ORDER[0] * row_bytes, ROW_ORDER[1] * row_bytes, ROW_ORDER[2] * row_bytes,
-                             ROW_ORDER[3] * row_bytes};
-    int n_fours = c->n_tokens / 4, n_pages = c->n_pages, t = 0;
-    for (int j = 0; j < n_pages; j++)
-        for (int i = 0; i < 2 * P; i++) c->ahead[2 * P * j + i] = keys[j] + (size_t)i * row_bytes;
-    for (int k = 0; k < n_fours; k++, t += 4) {
-        const char *from = keys[t / P] + (size_t)(t % P) * row_bytes;
-        const char **key = c->key + 4 * place_of_four(k, n_fours);
-        for (int r = 0; r < 4; r++) key[r] = from + order[r];
-    }
-    for (; t < c->n_tokens; t++) c->key[t] = keys[t / P] + (size_t)(t % P) * row_bytes;
-    for (; t < MAX_CHUNK; t++) c->key[t] = tile_zero_row;
-    for (t = 2 * P * n_pages; t < 2 * MAX_CHUNK; t++) c->ahead[t] = tile_zero_row;
-}
-
 /* The chunk at the cursor, which moves on; false at the end of all work. */
 static bool next_chunk(struct attend *a, struct cursor *at, struct chunk *c)
 {
@@ -170,49 +195,54 @@ static bool next_chunk(struct attend *a, struct cursor *at, struct chunk *c)
     c->n_pages = at->to - at->from < chunk_pages(m) ? at->to - at->from : chunk_pages(m);
     at->from += c->n_pages;
     at->first = false;
-    int last = c->span->position - c->page[c->n_pages - 1] * m->P + 1;
-    c->n_tokens = (c->n_pages - 1) * m->P + (last < m->P ? last : m->P);
 
     const int32_t *blocks = span_blocks(a->b, m, c->span->slot);
-    size_t row_bytes = (size_t)m->E * dtype_bytes(m->kv), page_bytes = 2 * kv_value_distance(m);
+    size_t page_bytes = 2 * kv_value_distance(m), four_bytes = 4 * (size_t)m->E * dtype_bytes(m->kv);
     size_t head_offset = kv_key_offset(m, c->kv_head, 0);
-    const char *keys[MAX_CHUNK];
+    int per_page = m->P / 2, n = 0; /* fours of keys and values */
     for (int j = 0; j < c->n_pages; j++) {
         int block = (int)((uint64_t)c->page[j] * a->inverse >> 40), page = c->page[j] - block * a->per_block;
-        keys[j] = kv_layer_block(a->kv, m, blocks[block]) + head_offset + (size_t)page * page_bytes;
+        const char *from = kv_layer_block(a->kv, m, blocks[block]) + head_offset + (size_t)page * page_bytes;
+        for (int i = 0; i < per_page; i++, from += four_bytes) c->four[n++] = from;
     }
-    if (m->P == 4) list_chunk(c, keys, row_bytes, 4);
-    else list_chunk(c, keys, row_bytes, m->P);
+    while (n < 2 * MAX_FOURS) c->four[n++] = tile_zero_row;
     c->last_loaded = kv_last_loaded(a->kv, m, c->span->slot, c->kv_head, 0);
     if (c->span->n_rows > 1)
         for (int j = 0; j < c->n_pages; j++) __builtin_prefetch(c->last_loaded + c->page[j]);
     return true;
 }
 
-/* One row of the span with the chunk. `next`: memory to prefetch, or NULL. */
-static void attend_row(const struct attend *a, const struct chunk *c, int r, const char *const *next)
+/* One row of the span with the chunk. next: what the new row prefetches, or NULL. */
+static void attend_row(const struct attend *a, const struct chunk *c, int r, const struct chunk *next)
 {
     const struct dims *m = a->m;
     const struct decode_span *s = c->span;
-    const char *list[MAX_CHUNK];
+    struct reading in;
     float score[TILE_MAX_G * MAX_CHUNK] __attribute__((aligned(64)));
-    int n, row = s->row0 + s->n_rows - 1 - (s->position - r);
-    const char *const *key = row_keys(a, c, r, list, &n);
-    if (n == 0) return;
+    read_row(a, c, r, &in);
+    if (in.n == 0) return;
+    struct tile_asks keys = {0}, values = {0};
+    if (next) {
+        int per_page = m->P / 4;
+        for (int i = 0; i < TILE_AGAIN_TWICE; i++)
+            in.four[2 * in.n_fours + i] = next->four[i + i / per_page * per_page];
+        keys = (struct tile_asks){next->four, in.four, a->drops};
+        values = (struct tile_asks){next->four + in.n_fours, in.four + in.n_fours, a->drops};
+    }
+    int row = s->row0 + s->n_rows - 1 - (s->position - r), columns = (in.n_fours + 3) / 4 * 16;
     const float *q = a->q + ((size_t)row * (size_t)m->Qr + (size_t)c->head) * (size_t)m->E;
-    a->tile->dots(score, MAX_CHUNK, q, (size_t)m->E, c->n_heads, key, next, 0, (n + 3) / 4 * 4, m->E, m->kv);
+    a->tile->dots_fours(score, MAX_CHUNK, q, (size_t)m->E, c->n_heads, in.four, in.n_fours,
+                        next ? &keys : NULL, m->E, m->kv);
     size_t at = part_index(&a->part, m, row, c->split, c->head - m->head_off);
     float *out = a->part.out + at * (size_t)m->E;
-    int padded = (n + 15) / 16 * 16;
     for (int h = 0; h < c->n_heads; h++)
-        for (int t = n; t < padded; t++) score[h * MAX_CHUNK + t] = -INFINITY;
+        for (int t = in.n; t < columns; t++) score[h * MAX_CHUNK + t] = -INFINITY;
     float factor[TILE_MAX_G];
-    a->tile->weigh(score, MAX_CHUNK, c->n_heads, padded, m->attention_scale, a->part.ml + 2 * at, factor);
+    a->tile->weigh(score, MAX_CHUNK, c->n_heads, columns, m->attention_scale, a->part.ml + 2 * at, factor);
     for (int h = 0; h < c->n_heads; h++)
         if (factor[h] != 1) a->tile->scale(out + h * m->E, m->E, factor[h]);
-    size_t values = kv_value_distance(m);
-    a->tile->values(out, (size_t)m->E, score, MAX_CHUNK, c->n_heads, key, values,
-                    next ? next + (n + 3) / 4 * 4 : NULL, 0, n, m->E, m->kv);
+    a->tile->values_fours(out, (size_t)m->E, score, MAX_CHUNK, c->n_heads, in.four + in.n_fours, in.n_fours,
+                          next ? &values : NULL, m->E, m->kv);
 }
 
 static void clear_parts(const struct attend *a, const struct chunk *c)
@@ -231,11 +261,9 @@ static void clear_parts(const struct attend *a, const struct chunk *c)
 /* The thread's first chunk, which nobody prefetched: ask for all of it at once. */
 static void fetch_chunk(const struct attend *a, const struct chunk *c)
 {
-    size_t bytes = (size_t)a->m->E * dtype_bytes(a->m->kv), values = kv_value_distance(a->m);
-    for (int v = 0; v < 2; v++)
-        for (int t = 0; t < c->n_tokens; t++)
-            for (size_t line = 0; line < bytes; line += 64)
-                __builtin_prefetch(c->key[t] + (v ? values : 0) + line, 0, 1);
+    size_t bytes = 4 * (size_t)a->m->E * dtype_bytes(a->m->kv);
+    for (int i = 0; i < c->n_pages * (a->m->P / 2); i++)
+        for (size_t line = 0; line < bytes; line += 64) __builtin_prefetch(c->four[i] + line, 0, 1);
 }
 
 static void attend_task(void *arg, int task, int thread)
@@ -252,7 +280,7 @@ static void attend_task(void *arg, int task, int thread)
         if (c->first) clear_parts(a, c);
         /* The new row reads everything and prefetches; the others then find it in the second cache. With no chunk to
          * come it asks for its own rows again. */
-        attend_row(a, c, c->span->position, more ? next->ahead : c->ahead);
+        attend_row(a, c, c->span->position, more ? next : c);
         for (int j = 0; j < c->n_pages && c->span->n_rows > 1; j++) c->loaded[j] = c->last_loaded[c->page[j]];
         for (int i = 1; i < c->span->n_rows; i++) attend_row(a, c, c->span->position - i, NULL);
         struct chunk *done = c;
@@ -264,13 +292,14 @@ static void attend_task(void *arg, int task, int thread)
 void cpu_attend(struct device *d, void *part, const float *q, const struct kv_layer *kv, const int32_t *pages,
                 const int32_t *count, const struct batch *b, const struct dims *m)
 {
-    ASSERT(m->E <= TILE_MAX_E && m->G <= TILE_MAX_G && m->P <= MAX_CHUNK);
+    ASSERT(m->E <= TILE_MAX_E && m->G <= TILE_MAX_G && m->P <= MAX_CHUNK && m->P % 4 == 0);
     ASSERT(b->n_decode_rows <= decode_rows_max(m));
     if (b->n_decode == 0) return;
     int longest = 0;
     for (int i = 0; i < b->n_decode * m->Kr; i++) longest = count[i] > longest ? count[i] : longest;
     struct attend a = {tile_of(cpu_isa_of(d)),           part_of(part, m), q, kv, pages, count, b, m,
                        .n_splits = splits_of(longest, m)};
+    a.drops = cpu_drops_prefetches(d);
     a.per_block = m->B / m->P;
     a.inverse = ((1ull << 40) + (uint64_t)a.per_block - 1) / (uint64_t)a.per_block;
     int items = a.n_splits * b->n_decode * m->Kr, threads = cpu_threads(d);

@@ -5,15 +5,16 @@
  * naive formula), tile_avx2.c and tile_avx512.c (one text, tile_simd.h). `struct tile` is the table of them. With AMX a
  * prompt's products are those of `struct prompt_tiles`; all else is AVX-512's.
  *
- * A tile is TILE_COLS rows of the cache (tokens, or page summaries), given by pointers, so that small pages
- * gather as well as large ones. Rows that must not be read point to tile_zero_row.
+ * A tile is rows of the cache (tokens, or page summaries), given by pointers, so that small pages gather as well as large
+ * ones. Rows that must not be read point to tile_zero_row. Decode attention gives *fours*: four rows one behind the
+ * other, since a page has at least four; a pointer for each row would cost more than it says.
  *
  * Invariants of the primitives, which give the ops theirs:
  *  1. A product of a query and a row has one order of additions, given by the width alone: it depends on
- * neither the column, nor the other queries, nor the number of columns asked for. dots() and scores() differ
- * in that order.
- *  2. values() adds rows in ascending order to each output element, one chain. A row with weight 0 changes no
- * bit.
+ * neither the column, nor the other queries, nor the number of columns asked for. dots() and dots_fours() have the same,
+ * scores() another.
+ *  2. values() and values_fours() add rows in the list's order to each output element, one chain. A row with weight 0
+ * changes no bit.
  * Primitives of different instruction sets differ in rounding. */
 #ifndef RETRO_KERNELS_CPU_ATTENTION_H
 #define RETRO_KERNELS_CPU_ATTENTION_H
@@ -36,12 +37,13 @@ enum { TILE_CODE_PAD = 32 };
 struct tile_codes {
     enum summary_type type;
     int n_q, E, length;
+    bool drops; /* prefetches: cpu_drops_prefetches */
     float scale[TILE_MAX_G];
     int32_t sum[TILE_MAX_G]; /* of a query's codes */
     int8_t q[TILE_MAX_G][2 * TILE_MAX_E], abs[TILE_MAX_G][2 * TILE_MAX_E];
 };
 
-/* The order in which four rows are loaded. The first cache's prefetchers must not guess what comes next: what they ask for
+/* The order in which four rows are loaded, and in which a four's rows are columns. The first cache's prefetchers must not guess what comes next: what they ask for
  * behind the end of a page, or of a block's pages, nobody wants, and it takes the memory's time. They guess when rows are
  * loaded in ascending order. Prefetches ascend. */
 static const int ROW_ORDER[4] = {1, 3, 0, 2};
@@ -51,6 +53,15 @@ enum { TILE_RUN = 16, TILE_AHEAD = 12 };
 struct tile_run {
     const char *codes, *scales;
     int n; /* at most TILE_RUN */
+};
+
+/* What to ask memory for while fours are multiplied: with the i-th those of ahead[i], for the first time, and those of
+ * again[i + TILE_AGAIN] once more. `drops`: those of again[i + TILE_AGAIN_TWICE], too, because the processor drops what it
+ * has no room for (cpu_drops_prefetches). `again` is the call's own list, which goes on behind its end. */
+enum { TILE_AGAIN = 8, TILE_AGAIN_TWICE = 20 };
+struct tile_asks {
+    const char *const *ahead, *const *again;
+    bool drops;
 };
 
 /* Rows a caller reads instead of slots that hold nothing: zero in every element type, width 2E for summaries.
@@ -63,6 +74,10 @@ struct tile {
      * NULL; the rows are then taken for ones that were prefetched so, and are prefetched again. */
     void (*dots)(float *s, size_t s_stride, const float *q, size_t q_stride, int n_q, const char *const *row,
                  const char *const *ahead, int c0, int c1, int width, enum dtype type);
+    /* s (n_q,s_stride) = the products of the E elements at q (n_q,q_stride) with the rows of four (n): column 4i + r is row
+     * ROW_ORDER[r] of four[i]. asks: or NULL. */
+    void (*dots_fours)(float *s, size_t s_stride, const float *q, size_t q_stride, int n_q,
+                       const char *const *four, int n, const struct tile_asks *asks, int E, enum dtype type);
     /* The largest |x| of x (n), 0 if none is larger; NaN counts as 0. */
     float (*largest)(const float *x, int n);
     /* code (n) = x / scale rounded to even and held to [-127, 127], abs (n) its magnitudes; returns their sum. Up to
@@ -87,11 +102,13 @@ struct tile {
      * sum of the weights so far. What was summed with the old m must be multiplied by factor (n_q); the sum
      * is already. */
     void (*weigh)(float *s, size_t s_stride, int n_q, int n, float scale, float *ml, float *factor);
-    /* o (n_q,E) += sum over rows t0 <= t < t1 of p[i][t] times the E values at row[t] + byte_offset.
-     * Prefetches E elements at ahead[t], where ahead is not NULL, as dots() does. */
+    /* o (n_q,E) += sum over t < n of p[i][t] times the E values at row[t]. */
     void (*values)(float *o, size_t o_stride, const float *p, size_t p_stride, int n_q,
-                   const char *const *row, size_t byte_offset, const char *const *ahead, int t0, int t1,
-                   int E, enum dtype type);
+                   const char *const *row, int n, int E, enum dtype type);
+    /* The same of the rows of four (n), p's columns as dots_fours() has them. */
+    void (*values_fours)(float *o, size_t o_stride, const float *p, size_t p_stride, int n_q,
+                         const char *const *four, int n, const struct tile_asks *asks, int E,
+                         enum dtype type);
     /* x (n) *= f */
     void (*scale)(float *x, int n, float f);
     /* x (n) = the n elements at `from`, and back with one rounding as runtime/base/dtype.h does it. */

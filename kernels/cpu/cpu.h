@@ -18,6 +18,7 @@ struct cpu_device {
     struct threads *threads;
     enum cpu_isa isa; /* never AUTO */
     enum dtype act;
+    bool drops_prefetches;
     bool pairs; /* bf16 activations and weights are multiplied in pairs (linear.h) */
     const struct linear_table *linear;
     const struct silu_table *silu;
@@ -30,6 +31,8 @@ static inline struct cpu_device *cpu_of(struct device *d) { return (struct cpu_d
 
 int cpu_threads(const struct device *d);
 enum cpu_isa cpu_isa_of(const struct device *d);
+/* Whether the processor forgets prefetches that it has no room for, as a Zen 4 does: asking again helps. */
+bool cpu_drops_prefetches(const struct device *d);
 
 /* fn(arg, task, thread) for task 0 .. n_tasks-1, each thread a contiguous range (cpu_share) in ascending
  * order; the caller is thread 0. Returns when all are done. One task, or one thread, runs without waking

@@ -102,9 +102,25 @@ bool cpu_fast_pairs(enum cpu_isa isa)
 #endif
 }
 
+/* By the model, since nothing says so: measured on a Zen 4 (docs/benchmarks.md, "Prefetches that are dropped"). Zen 5, where
+ * asking again into the first cache was measured to help, is left at that. */
+static bool drops_prefetches(void)
+{
+#if defined(__x86_64__)
+    enum { ZEN3_AND_4 = 0x19 };
+    unsigned a, b, c, d;
+    if (!__builtin_cpu_is("amd") || !__get_cpuid(1, &a, &b, &c, &d)) return false;
+    return (a >> 8 & 15) + (a >> 20 & 255) == ZEN3_AND_4;
+#else
+    return false;
+#endif
+}
+
 int cpu_threads(const struct device *d) { return threads_count(((const struct cpu_device *)d)->threads); }
 
 enum cpu_isa cpu_isa_of(const struct device *d) { return ((const struct cpu_device *)d)->isa; }
+
+bool cpu_drops_prefetches(const struct device *d) { return ((const struct cpu_device *)d)->drops_prefetches; }
 
 struct job {
     void (*fn)(void *arg, int task, int thread);
@@ -157,6 +173,7 @@ enum status cpu_device_open(struct device **out, const struct device_options *o,
     }
     c->isa = o->isa == CPU_ISA_AUTO ? best : o->isa;
     c->act = o->act;
+    c->drops_prefetches = drops_prefetches();
     c->linear = linear_table_of(c->isa);
     c->silu = silu_table_of(c->isa);
     bool bf16_products = c->act == DTYPE_BF16 && cpu_fast_pairs(c->isa);

@@ -41,6 +41,7 @@ struct select {
     const struct kv_layer *kv;
     const struct batch *b;
     const struct dims *m;
+    bool drops;              /* prefetches: cpu_drops_prefetches */
     int stretches, n_shares; /* stretches per span and kv head; tasks of the first pass */
 };
 
@@ -143,6 +144,7 @@ static void code_queries(const struct select *a, struct tile_codes *to, const fl
     int E = m->E, half = m->summary == SUMMARY_Q4 ? E / 2 : E, parts = E / half;
     int padded = (half + TILE_CODE_PAD - 1) / TILE_CODE_PAD * TILE_CODE_PAD;
     to->type = m->summary;
+    to->drops = a->drops;
     to->n_q = m->G;
     to->E = E;
     to->length = parts * padded;
@@ -404,6 +406,7 @@ void cpu_select(struct device *d, int32_t *pages, int32_t *count, const float *q
                        kv,
                        b,
                        m,
+                       .drops = cpu_drops_prefetches(d),
                        .stretches = (most + SCORE_PAGES - 1) / SCORE_PAGES};
     int stretches = b->n_decode * m->Kr * a.stretches;
     a.n_shares = stretches < cpu_threads(d) ? stretches : cpu_threads(d);

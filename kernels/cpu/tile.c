@@ -73,17 +73,43 @@ static void weigh(float *s, size_t s_stride, int n_q, int n, float scale, float 
 }
 
 static void values(float *o, size_t o_stride, const float *p, size_t p_stride, int n_q,
-                   const char *const *row, size_t byte_offset, const char *const *ahead, int t0, int t1,
-                   int E, enum dtype type)
+                   const char *const *row, int n, int E, enum dtype type)
 {
-    (void)ahead;
-    for (int t = t0; t < t1; t++) {
+    for (int t = 0; t < n; t++) {
         float v[TILE_MAX_E];
-        for (int e = 0; e < E; e++) v[e] = element(row[t] + byte_offset, e, type);
+        for (int e = 0; e < E; e++) v[e] = element(row[t], e, type);
         for (int i = 0; i < n_q; i++) {
             float w = p[(size_t)i * p_stride + (size_t)t];
             for (int e = 0; e < E; e++) o[(size_t)i * o_stride + (size_t)e] += w * v[e];
         }
+    }
+}
+
+/* The rows of a four, as columns have them. */
+static void rows_of(const char *row[4], const char *four, int E, enum dtype type)
+{
+    for (int r = 0; r < 4; r++) row[r] = four + ROW_ORDER[r] * (size_t)E * dtype_bytes(type);
+}
+
+static void dots_fours(float *s, size_t s_stride, const float *q, size_t q_stride, int n_q,
+                       const char *const *four, int n, const struct tile_asks *asks, int E, enum dtype type)
+{
+    (void)asks; /* hints */
+    for (int i = 0; i < n; i++) {
+        const char *row[4];
+        rows_of(row, four[i], E, type);
+        dots(s + 4 * i, s_stride, q, q_stride, n_q, row, NULL, 0, 4, E, type);
+    }
+}
+
+static void values_fours(float *o, size_t o_stride, const float *p, size_t p_stride, int n_q,
+                         const char *const *four, int n, const struct tile_asks *asks, int E, enum dtype type)
+{
+    (void)asks;
+    for (int i = 0; i < n; i++) {
+        const char *row[4];
+        rows_of(row, four[i], E, type);
+        values(o, o_stride, p + 4 * i, p_stride, n_q, row, 4, E, type);
     }
 }
 
@@ -213,6 +239,7 @@ void tile_take_above(int32_t *index, int n_taken, const int32_t *key, int first,
 
 const struct tile tile_portable = {
     .dots = dots,
+    .dots_fours = dots_fours,
     .largest = largest,
     .code = code,
     .code_scores = code_scores,
@@ -220,6 +247,7 @@ const struct tile tile_portable = {
     .scores = scores,
     .weigh = weigh,
     .values = values,
+    .values_fours = values_fours,
     .scale = scale_by,
     .widen = widen,
     .narrow = narrow,

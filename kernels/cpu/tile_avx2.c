@@ -407,6 +407,7 @@ static inline void vec_store_key(int32_t *key, vec f)
 
 const struct tile tile_avx2 = {
     .dots = dots,
+    .dots_fours = dots_fours,
     .largest = tile_avx2_largest,
     .code = tile_avx2_code,
     .code_scores = tile_avx2_code_scores,
@@ -414,6 +415,7 @@ const struct tile tile_avx2 = {
     .scores = scores,
     .weigh = weigh,
     .values = values,
+    .values_fours = values_fours,
     .scale = scale_by,
     .widen = widen,
     .narrow = narrow,

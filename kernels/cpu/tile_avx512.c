@@ -213,6 +213,7 @@ static inline void vec_store_key(int32_t *key, vec f)
 
 const struct tile tile_avx512 = {
     .dots = dots,
+    .dots_fours = dots_fours,
     .largest = tile_avx2_largest,
     .code = tile_avx2_code,
     .code_scores = tile_avx512_code_scores,
@@ -220,6 +221,7 @@ const struct tile tile_avx512 = {
     .scores = scores,
     .weigh = weigh,
     .values = values,
+    .values_fours = values_fours,
     .scale = scale_by,
     .widen = widen,
     .narrow = narrow,

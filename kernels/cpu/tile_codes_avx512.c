@@ -69,6 +69,7 @@ void tile_avx512_take_above(int32_t *index, int n_taken, const int32_t *key, int
 INLINE __m512i low_nibbles(__m512i x) { return _mm512_and_si512(x, _mm512_set1_epi8(15)); }
 INLINE __m512i high_nibbles(__m512i x) { return low_nibbles(_mm512_srli_epi16(x, 4)); }
 
+enum { TWICE = TILE_AHEAD * 3 / 4, THRICE = TILE_AHEAD / 2 }; /* runs ahead */
 enum { CODE_Q = 4 }; /* queries at once: two chains and two registers of codes each, beside eight of pages */
 
 /* x[j]: words j, j + 4, j + 8, j + 12 of 64 bytes of four rows, those of the same place side by side. */
@@ -112,17 +113,27 @@ INLINE __m512i add_quarters(__m512i a, __m512i b)
     return _mm512_add_epi32(_mm512_shuffle_i32x4(a, b, 0x88), _mm512_shuffle_i32x4(a, b, 0xdd));
 }
 
-/* Codes to ask for while others are multiplied, NULL for none: asked for all at once they keep the loads waiting. */
+/* Codes to ask for while others are multiplied, NULL for none: asked for all at once they keep the loads waiting. `ahead` are
+ * those of a run far ahead, into the second cache; twice and thrice those of nearer ones, there once more in case they were
+ * dropped; `next` those of the next run, into the first, as the loads alone do not hide the second's latency. */
 struct asked {
-    const char *ahead; /* of a run far ahead: into the second cache */
-    const char
-        *next; /* of the next one: into the first, as the loads alone do not hide the second's latency */
+    const char *ahead, *twice, *thrice, *next;
 };
 
 INLINE void ask(const struct asked *a, size_t at)
 {
     if (a->ahead) _mm_prefetch(a->ahead + at, _MM_HINT_T2);
+    if (a->twice) _mm_prefetch(a->twice + at, _MM_HINT_T2);
+    if (a->thrice) _mm_prefetch(a->thrice + at, _MM_HINT_T2);
     if (a->next) _mm_prefetch(a->next + at, _MM_HINT_T0);
+}
+
+/* Codes and scales of run[i], or NULL when it is not one of those before `last`. */
+INLINE const char *ask_run(const struct tile_run *run, int i, const struct tile_run *last)
+{
+    if (last - run <= i) return NULL;
+    _mm_prefetch(run[i].scales, _MM_HINT_T2);
+    return run[i].codes;
 }
 
 /* sum[i]: of the products of 64 bytes of eight pages with query i, the quarters' neighbours added: quarters 0 and 1 the
@@ -211,7 +222,10 @@ INLINE void score_queries(float *s, size_t s_stride, const struct tile_codes *q,
                 asked.ahead = ahead->codes;
                 _mm_prefetch(ahead++->scales, _MM_HINT_T2);
             }
-            if (run + 1 < last) {
+            if (q->drops) {
+                asked.twice = ask_run(run, TWICE, last);
+                asked.thrice = ask_run(run, THRICE, last);
+            } else if (run + 1 < last) {
                 asked.next = run[1].codes;
                 _mm_prefetch(run[1].scales, _MM_HINT_T0);
             }

@@ -20,10 +20,10 @@
  * always-inlined functions. */
 #define INLINE static inline __attribute__((always_inline))
 
-/* Rows that were asked for a chunk ahead are asked for again, into the first cache, so many rows before they are needed:
- * of what was asked for some is not there, and what is waits in the second cache, whose latency the loads alone do not
- * hide. Measured in docs/benchmarks.md, "Why attention stops where it does". */
-enum { AGAIN = 32 };
+/* Rows of dots() that were asked for a tile ahead are asked for again, into the first cache, so many rows before they are
+ * needed: of what was asked for some is not there, and what is waits in the second cache, whose latency the loads alone
+ * do not hide. Measured in docs/benchmarks.md, "Why attention stops where it does". */
+enum { AGAIN = 4 * TILE_AGAIN };
 
 /* 2 * LANES elements in order, in *a then *b, become what vec_even and vec_odd take of such a row; and back. */
 INLINE void vec_part(vec *a, vec *b, const enum dtype type)
@@ -41,6 +41,22 @@ INLINE void vec_join(vec *a, vec *b, const enum dtype type)
     *b = high;
 }
 
+/* Of the i-th four asks for the lines that begin in bytes [at,at+n), where `asks` is not NULL; `at` is a multiple of n. */
+INLINE void ask_four(const struct tile_asks *asks, int i, size_t at, const size_t n)
+{
+    if (!asks || (n < 64 && at % 64)) return;
+    const char *ahead = asks->ahead[i] + at, *again = asks->again[i + TILE_AGAIN] + at,
+               *twice = asks->again[i + TILE_AGAIN_TWICE] + at;
+    for (size_t line = 0; line < n; line += 64) _mm_prefetch(ahead + line, PREFETCH);
+    if (asks->drops)
+        for (size_t line = 0; line < n; line += 64) {
+            _mm_prefetch(twice + line, PREFETCH);
+            _mm_prefetch(again + line, PREFETCH);
+        }
+    else
+        for (size_t line = 0; line < n; line += 64) _mm_prefetch(again + line, _MM_HINT_T0);
+}
+
 /* Asks for the lines that begin in bytes [at,at+n) of four rows, where `row` is not NULL; `at` is a multiple of n. */
 INLINE void ask_rows(const char *const *row, size_t at, const size_t n, const bool soon)
 {
@@ -55,18 +71,17 @@ INLINE void ask_rows(const char *const *row, size_t at, const size_t n, const bo
 
 /* Products of NQ queries with four rows: sums per lane, then over the lanes. q: blocks of 2 * LANES elements
  * as vec_even and vec_odd take them from a row, zeros behind the last. Between the products it asks for the rows at `ahead`
- * and, for the first cache, at `soon`: all at once would keep the loads waiting. */
-INLINE void dots_block(float *s, size_t s_stride, const float *q, size_t q_stride, const char *const *row,
-                       const char *const *ahead, const char *const *soon, int width, const enum dtype type,
-                       const int NQ)
+ * and, for the first cache, at `soon`, or for the i-th of `asks`: all at once would keep the loads waiting. */
+INLINE void dots_block(float *s, size_t s_stride, const float *q, size_t q_stride, const char *const k[4],
+                       const char *const *ahead, const char *const *soon, const struct tile_asks *asks, int i,
+                       int width, const enum dtype type, const int NQ)
 {
     vec a[DOT_Q][4];
     const size_t step = 2 * LANES * (type == DTYPE_F32 ? 4 : 2);
 #pragma GCC unroll 8
-    for (int i = 0; i < NQ; i++)
+    for (int j = 0; j < NQ; j++)
 #pragma GCC unroll 4
-        for (int r = 0; r < 4; r++) a[i][r] = vec_zero();
-    const char *k[4] = {row[0], row[1], row[2], row[3]};
+        for (int r = 0; r < 4; r++) a[j][r] = vec_zero();
     size_t at = 0;
     for (; width > 0; width -= 2 * LANES, at += step, q += 2 * LANES) {
         vec x[4];
@@ -75,45 +90,66 @@ INLINE void dots_block(float *s, size_t s_stride, const float *q, size_t q_strid
         for (int r = 0; r < 4; r++)
             x[r] = whole ? vec_even(k[r] + at, type) : vec_even_n(k[r] + at, width, type);
 #pragma GCC unroll 8
-        for (int i = 0; i < NQ; i++) {
-            vec w = vec_load(q + (size_t)i * q_stride);
+        for (int j = 0; j < NQ; j++) {
+            vec w = vec_load(q + (size_t)j * q_stride);
 #pragma GCC unroll 4
-            for (int r = 0; r < 4; r++) a[i][r] = vec_fma(w, x[r], a[i][r]);
+            for (int r = 0; r < 4; r++) a[j][r] = vec_fma(w, x[r], a[j][r]);
         }
         ask_rows(soon, at, step, true);
+        ask_four(asks, i, 4 * at, 2 * step);
 #pragma GCC unroll 4
         for (int r = 0; r < 4; r++)
             x[r] = whole ? vec_odd(k[r] + at, type) : vec_odd_n(k[r] + at, width, type);
 #pragma GCC unroll 8
-        for (int i = 0; i < NQ; i++) {
-            vec w = vec_load(q + (size_t)i * q_stride + LANES);
+        for (int j = 0; j < NQ; j++) {
+            vec w = vec_load(q + (size_t)j * q_stride + LANES);
 #pragma GCC unroll 4
-            for (int r = 0; r < 4; r++) a[i][r] = vec_fma(w, x[r], a[i][r]);
+            for (int r = 0; r < 4; r++) a[j][r] = vec_fma(w, x[r], a[j][r]);
         }
         ask_rows(ahead, at, step, false);
+        ask_four(asks, i, 4 * at + 2 * step, 2 * step);
     }
 #pragma GCC unroll 8
-    for (int i = 0; i < NQ; i++)
-        _mm_storeu_ps(s + (size_t)i * s_stride, vec_reduce4(a[i][0], a[i][1], a[i][2], a[i][3]));
+    for (int j = 0; j < NQ; j++)
+        _mm_storeu_ps(s + (size_t)j * s_stride, vec_reduce4(a[j][0], a[j][1], a[j][2], a[j][3]));
 }
 
-INLINE void dots_queries(float *s, size_t s_stride, const float *q, size_t q_stride, const char *const *row,
-                         const char *const *ahead, int c0, int c1, int width, const enum dtype type,
-                         const int NQ)
+/* What queries are multiplied with: rows one by one, or (four) fours. */
+struct dot_rows {
+    const char *const *row, *const *ahead;
+    int c0, c1;
+    const char *const *four;
+    int n;
+    const struct tile_asks *asks;
+};
+
+INLINE void dots_queries(float *s, size_t s_stride, const float *q, size_t q_stride,
+                         const struct dot_rows *rows, bool ask, int width, const enum dtype type,
+                         const int NQ, const bool FOURS)
 {
-    for (int c = c0; c < c1; c += 4)
-        dots_block(s + c, s_stride, q, q_stride, row + c, ahead ? ahead + c : NULL,
-                   ahead && c + AGAIN < c1 ? row + c + AGAIN : NULL, width, type, NQ);
+    if (FOURS) {
+        size_t bytes = (size_t)width * (type == DTYPE_F32 ? 4 : 2);
+        for (int i = 0; i < rows->n; i++, s += 4) {
+            const char *from = rows->four[i],
+                       *k[4] = {from + ROW_ORDER[0] * bytes, from + ROW_ORDER[1] * bytes,
+                                from + ROW_ORDER[2] * bytes, from + ROW_ORDER[3] * bytes};
+            dots_block(s, s_stride, q, q_stride, k, NULL, NULL, ask ? rows->asks : NULL, i, width, type, NQ);
+        }
+        return;
+    }
+    const char *const *ahead = ask ? rows->ahead : NULL;
+    for (int c = rows->c0; c < rows->c1; c += 4)
+        dots_block(s + c, s_stride, q, q_stride, rows->row + c, ahead ? ahead + c : NULL,
+                   ahead && c + AGAIN < rows->c1 ? rows->row + c + AGAIN : NULL, NULL, 0, width, type, NQ);
 }
 
 INLINE void dots_type(float *s, size_t s_stride, const float *q, size_t q_stride, int n_q,
-                      const char *const *row, const char *const *ahead, int c0, int c1, int width,
-                      const enum dtype type)
+                      const struct dot_rows *rows, int width, const enum dtype type, const bool FOURS)
 {
     float x[DOT_Q * 2 * TILE_MAX_E] __attribute__((aligned(64)));
     int blocks = (width + 2 * LANES - 1) / (2 * LANES);
     size_t stride = (size_t)blocks * 2 * LANES;
-    while (n_q > 0) {
+    for (bool ask = true; n_q > 0; ask = false) { /* once is enough */
         int n = (n_q + DOT_Q - 1) / DOT_Q;
         n = (n_q + n - 1) / n;
         for (int i = 0; i < n; i++)
@@ -130,29 +166,37 @@ INLINE void dots_type(float *s, size_t s_stride, const float *q, size_t q_stride
                 vec_store(to + LANES, hi);
             }
         switch (n) {
-        case 1: dots_queries(s, s_stride, x, stride, row, ahead, c0, c1, width, type, 1); break;
-        case 2: dots_queries(s, s_stride, x, stride, row, ahead, c0, c1, width, type, 2); break;
-        case 3: dots_queries(s, s_stride, x, stride, row, ahead, c0, c1, width, type, 3); break;
+        case 1: dots_queries(s, s_stride, x, stride, rows, ask, width, type, 1, FOURS); break;
+        case 2: dots_queries(s, s_stride, x, stride, rows, ask, width, type, 2, FOURS); break;
+        case 3: dots_queries(s, s_stride, x, stride, rows, ask, width, type, 3, FOURS); break;
 #if DOT_Q > 3
-        case 4: dots_queries(s, s_stride, x, stride, row, ahead, c0, c1, width, type, 4); break;
-        case 5: dots_queries(s, s_stride, x, stride, row, ahead, c0, c1, width, type, 5); break;
-        case 6: dots_queries(s, s_stride, x, stride, row, ahead, c0, c1, width, type, 6); break;
+        case 4: dots_queries(s, s_stride, x, stride, rows, ask, width, type, 4, FOURS); break;
+        case 5: dots_queries(s, s_stride, x, stride, rows, ask, width, type, 5, FOURS); break;
+        case 6: dots_queries(s, s_stride, x, stride, rows, ask, width, type, 6, FOURS); break;
 #endif
         }
         s += (size_t)n * s_stride;
         q += (size_t)n * q_stride;
         n_q -= n;
-        ahead = NULL; /* once is enough */
     }
 }
 
 static void dots(float *s, size_t s_stride, const float *q, size_t q_stride, int n_q, const char *const *row,
                  const char *const *ahead, int c0, int c1, int width, enum dtype type)
 {
-    if (type == DTYPE_F32) dots_type(s, s_stride, q, q_stride, n_q, row, ahead, c0, c1, width, DTYPE_F32);
-    else if (type == DTYPE_BF16)
-        dots_type(s, s_stride, q, q_stride, n_q, row, ahead, c0, c1, width, DTYPE_BF16);
-    else dots_type(s, s_stride, q, q_stride, n_q, row, ahead, c0, c1, width, DTYPE_F16);
+    struct dot_rows rows = {.row = row, .ahead = ahead, .c0 = c0, .c1 = c1};
+    if (type == DTYPE_F32) dots_type(s, s_stride, q, q_stride, n_q, &rows, width, DTYPE_F32, false);
+    else if (type == DTYPE_BF16) dots_type(s, s_stride, q, q_stride, n_q, &rows, width, DTYPE_BF16, false);
+    else dots_type(s, s_stride, q, q_stride, n_q, &rows, width, DTYPE_F16, false);
+}
+
+static void dots_fours(float *s, size_t s_stride, const float *q, size_t q_stride, int n_q,
+                       const char *const *four, int n, const struct tile_asks *asks, int E, enum dtype type)
+{
+    struct dot_rows rows = {.four = four, .n = n, .asks = asks};
+    if (type == DTYPE_F32) dots_type(s, s_stride, q, q_stride, n_q, &rows, E, DTYPE_F32, true);
+    else if (type == DTYPE_BF16) dots_type(s, s_stride, q, q_stride, n_q, &rows, E, DTYPE_BF16, true);
+    else dots_type(s, s_stride, q, q_stride, n_q, &rows, E, DTYPE_F16, true);
 }
 
 /* Scores of NQ queries with NV vectors of columns. One chain per accumulator: NQ * NV of them hide the
@@ -236,14 +280,37 @@ static void weigh(float *s, size_t s_stride, int n_q, int n, float scale, float 
     }
 }
 
-/* NQ outputs of NV vectors from element e on: BLOCK of them, or one of `tail` elements. BLOCK vectors are pairs of even
- * and odd elements while they are summed, so that a load of bf16 widens to two by one instruction each. */
-INLINE void values_block(float *o, size_t o_stride, const float *p, size_t p_stride, const char *const *row,
-                         size_t byte_offset, const char *const *ahead, size_t ahead_offset, int t0, int t1,
-                         int tail, const enum dtype type, const int NQ, const int NV)
+/* a += the values at r times the weights p of a row: NV vectors, or one of `tail` elements. */
+INLINE void add_values(vec a[BLOCK_Q][BLOCK], const char *r, const float *p, size_t p_stride, int tail,
+                       const enum dtype type, const int NQ, const int NV)
+{
+    const size_t step = (size_t)LANES * (type == DTYPE_F32 ? 4 : 2);
+    vec x[BLOCK];
+    if (NV == 1) x[0] = tail == LANES ? vec_widen(r, type) : vec_widen_n(r, tail, type);
+#pragma GCC unroll 2
+    for (int v = 0; v + 2 <= NV; v += 2) {
+        x[v] = vec_even(r + (size_t)v * step, type);
+        x[v + 1] = vec_odd(r + (size_t)v * step, type);
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < NQ; i++) {
+        vec w = vec_set1(p[(size_t)i * p_stride]);
+#pragma GCC unroll 4
+        for (int v = 0; v < NV; v++) a[i][v] = vec_fma(w, x[v], a[i][v]);
+    }
+}
+
+/* NQ outputs of NV vectors from element e of E on: BLOCK of them, or one of `tail` elements. BLOCK vectors are pairs of
+ * even and odd elements while they are summed, so that a load of bf16 widens to two by one instruction each. */
+INLINE void values_block(float *o, size_t o_stride, const float *p, size_t p_stride, const char *const *list,
+                         int n, const struct tile_asks *asks, int e, int E, int tail, const enum dtype type,
+                         const int NQ, const int NV, const bool FOURS)
 {
     vec a[BLOCK_Q][BLOCK];
+    const size_t bytes = type == DTYPE_F32 ? 4 : 2, width = NV * LANES * bytes;
+    size_t row_bytes = (size_t)E * bytes, offset = (size_t)e * bytes;
     bool whole = tail == LANES;
+    o += e;
 #pragma GCC unroll 8
     for (int i = 0; i < NQ; i++) {
 #pragma GCC unroll 4
@@ -254,29 +321,16 @@ INLINE void values_block(float *o, size_t o_stride, const float *p, size_t p_str
 #pragma GCC unroll 2
         for (int v = 0; v + 2 <= NV; v += 2) vec_part(&a[i][v], &a[i][v + 1], type);
     }
-    size_t step = (size_t)LANES * (type == DTYPE_F32 ? 4 : 2);
-    for (int t = t0; t < t1; t++) {
-        const char *r = row[t] + byte_offset;
-        if (ahead)
-#pragma GCC unroll 4
-            for (size_t line = 0; line < NV * step; line += 64)
-                _mm_prefetch(ahead[t] + ahead_offset + line, PREFETCH);
-        if (ahead && t + AGAIN < t1)
-#pragma GCC unroll 4
-            for (size_t line = 0; line < NV * step; line += 64)
-                _mm_prefetch(row[t + AGAIN] + byte_offset + line, _MM_HINT_T0);
-        vec x[BLOCK];
-        if (NV == 1) x[0] = whole ? vec_widen(r, type) : vec_widen_n(r, tail, type);
-#pragma GCC unroll 2
-        for (int v = 0; v + 2 <= NV; v += 2) {
-            x[v] = vec_even(r + (size_t)v * step, type);
-            x[v + 1] = vec_odd(r + (size_t)v * step, type);
+    for (int t = 0; t < n; t++) {
+        const char *from = list[t] + offset;
+        if (!FOURS) {
+            add_values(a, from, p + t, p_stride, tail, type, NQ, NV);
+            continue;
         }
-#pragma GCC unroll 8
-        for (int i = 0; i < NQ; i++) {
-            vec w = vec_set1(p[(size_t)i * p_stride + (size_t)t]);
 #pragma GCC unroll 4
-            for (int v = 0; v < NV; v++) a[i][v] = vec_fma(w, x[v], a[i][v]);
+        for (int r = 0; r < 4; r++) {
+            add_values(a, from + ROW_ORDER[r] * row_bytes, p + 4 * t + r, p_stride, tail, type, NQ, NV);
+            ask_four(asks, t, 4 * offset + (size_t)r * width, width);
         }
     }
 #pragma GCC unroll 8
@@ -292,53 +346,55 @@ INLINE void values_block(float *o, size_t o_stride, const float *p, size_t p_str
     }
 }
 
-INLINE void values_queries(float *o, size_t o_stride, const float *p, size_t p_stride, const char *const *row,
-                           size_t byte_offset, const char *const *ahead, int t0, int t1, int E,
-                           const enum dtype type, const int NQ)
+INLINE void values_queries(float *o, size_t o_stride, const float *p, size_t p_stride,
+                           const char *const *list, int n, const struct tile_asks *asks, int E,
+                           const enum dtype type, const int NQ, const bool FOURS)
 {
-    size_t bytes = type == DTYPE_F32 ? 4 : 2;
     int e = 0;
     for (; e + BLOCK * LANES <= E; e += BLOCK * LANES)
-        values_block(o + e, o_stride, p, p_stride, row, byte_offset + (size_t)e * bytes, ahead,
-                     (size_t)e * bytes, t0, t1, LANES, type, NQ, BLOCK);
+        values_block(o, o_stride, p, p_stride, list, n, asks, e, E, LANES, type, NQ, BLOCK, FOURS);
     for (; e + LANES <= E; e += LANES)
-        values_block(o + e, o_stride, p, p_stride, row, byte_offset + (size_t)e * bytes, ahead,
-                     (size_t)e * bytes, t0, t1, LANES, type, NQ, 1);
-    if (e < E)
-        values_block(o + e, o_stride, p, p_stride, row, byte_offset + (size_t)e * bytes, ahead,
-                     (size_t)e * bytes, t0, t1, E - e, type, NQ, 1);
+        values_block(o, o_stride, p, p_stride, list, n, asks, e, E, LANES, type, NQ, 1, FOURS);
+    if (e < E) values_block(o, o_stride, p, p_stride, list, n, asks, e, E, E - e, type, NQ, 1, FOURS);
 }
 
 INLINE void values_type(float *o, size_t o_stride, const float *p, size_t p_stride, int n_q,
-                        const char *const *row, size_t byte_offset, const char *const *ahead, int t0, int t1,
-                        int E, const enum dtype type)
+                        const char *const *list, int n, const struct tile_asks *asks, int E,
+                        const enum dtype type, const bool FOURS)
 {
     while (n_q > 0) {
-        int n = block_height(n_q);
-        switch (n) {
-        case 1: values_queries(o, o_stride, p, p_stride, row, byte_offset, ahead, t0, t1, E, type, 1); break;
-        case 2: values_queries(o, o_stride, p, p_stride, row, byte_offset, ahead, t0, t1, E, type, 2); break;
-        case 3: values_queries(o, o_stride, p, p_stride, row, byte_offset, ahead, t0, t1, E, type, 3); break;
-        case 4: values_queries(o, o_stride, p, p_stride, row, byte_offset, ahead, t0, t1, E, type, 4); break;
-        case 5: values_queries(o, o_stride, p, p_stride, row, byte_offset, ahead, t0, t1, E, type, 5); break;
-        default: values_queries(o, o_stride, p, p_stride, row, byte_offset, ahead, t0, t1, E, type, 6); break;
+        int height = block_height(n_q);
+        switch (height) {
+        case 1: values_queries(o, o_stride, p, p_stride, list, n, asks, E, type, 1, FOURS); break;
+        case 2: values_queries(o, o_stride, p, p_stride, list, n, asks, E, type, 2, FOURS); break;
+        case 3: values_queries(o, o_stride, p, p_stride, list, n, asks, E, type, 3, FOURS); break;
+        case 4: values_queries(o, o_stride, p, p_stride, list, n, asks, E, type, 4, FOURS); break;
+        case 5: values_queries(o, o_stride, p, p_stride, list, n, asks, E, type, 5, FOURS); break;
+        default: values_queries(o, o_stride, p, p_stride, list, n, asks, E, type, 6, FOURS); break;
         }
-        o += (size_t)n * o_stride;
-        p += (size_t)n * p_stride;
-        ahead = NULL; /* once is enough */
-        n_q -= n;
+        o += (size_t)height * o_stride;
+        p += (size_t)height * p_stride;
+        asks = NULL; /* once is enough */
+        n_q -= height;
     }
 }
 
 static void values(float *o, size_t o_stride, const float *p, size_t p_stride, int n_q,
-                   const char *const *row, size_t byte_offset, const char *const *ahead, int t0, int t1,
-                   int E, enum dtype type)
+                   const char *const *row, int n, int E, enum dtype type)
 {
-    if (type == DTYPE_F32)
-        values_type(o, o_stride, p, p_stride, n_q, row, byte_offset, ahead, t0, t1, E, DTYPE_F32);
+    if (type == DTYPE_F32) values_type(o, o_stride, p, p_stride, n_q, row, n, NULL, E, DTYPE_F32, false);
     else if (type == DTYPE_BF16)
-        values_type(o, o_stride, p, p_stride, n_q, row, byte_offset, ahead, t0, t1, E, DTYPE_BF16);
-    else values_type(o, o_stride, p, p_stride, n_q, row, byte_offset, ahead, t0, t1, E, DTYPE_F16);
+        values_type(o, o_stride, p, p_stride, n_q, row, n, NULL, E, DTYPE_BF16, false);
+    else values_type(o, o_stride, p, p_stride, n_q, row, n, NULL, E, DTYPE_F16, false);
+}
+
+static void values_fours(float *o, size_t o_stride, const float *p, size_t p_stride, int n_q,
+                         const char *const *four, int n, const struct tile_asks *asks, int E, enum dtype type)
+{
+    if (type == DTYPE_F32) values_type(o, o_stride, p, p_stride, n_q, four, n, asks, E, DTYPE_F32, true);
+    else if (type == DTYPE_BF16)
+        values_type(o, o_stride, p, p_stride, n_q, four, n, asks, E, DTYPE_BF16, true);
+    else values_type(o, o_stride, p, p_stride, n_q, four, n, asks, E, DTYPE_F16, true);
 }
 
 static void scale_by(float *x, int n, float f)

@@ -54,13 +54,16 @@ enum { ROWS = 64, WIDTH = 2 * TILE_MAX_E, QUERIES = 13 };
 
 static char memory[ROWS * (WIDTH * 4 + 2)];
 static double row_value[ROWS][WIDTH];
-static const char *row_at[ROWS];
+static const char *row_at[ROWS], *four_at[ROWS / 4 + TILE_AGAIN_TWICE];
 static float query[QUERIES * WIDTH], got[QUERIES * ROWS + 64];
 
+/* Fours of rows, and these one by one in the order of a four's columns. */
 static void fill_rows(int width, enum dtype type)
 {
+    for (int i = 0; i < ROWS / 4 + TILE_AGAIN_TWICE; i++)
+        four_at[i] = memory + (size_t)(i * 5 % (ROWS / 4)) * (4 * WIDTH * 4 + 2) + 2;
     for (int r = 0; r < ROWS; r++) {
-        row_at[r] = memory + (size_t)r * (WIDTH * 4 + 2) + 2;
+        row_at[r] = four_at[r / 4] + (size_t)(ROW_ORDER[r % 4] * width) * dtype_bytes(type);
         fill_row((char *)(uintptr_t)row_at[r], row_value[r], width, type);
     }
     for (int i = 0; i < QUERIES * WIDTH; i++) query[i] = unit();
@@ -106,6 +109,14 @@ static void test_products(void **unused)
                     tile->dots(got, ROWS, query, WIDTH, n_q, row_at, row_at, c0, c1, width, types[t]);
                     expect_products(n_q, c0, c1, width);
 
+                    if (width <= TILE_MAX_E) {
+                        struct tile_asks asks = {four_at, four_at, n_q % 2};
+                        fill_nan(got, QUERIES * ROWS + 64);
+                        tile->dots_fours(got, ROWS, query, WIDTH, n_q, four_at, c1 / 4,
+                                         n_q % 3 ? &asks : NULL, width, types[t]);
+                        expect_products(n_q, 0, c1, width);
+                    }
+
                     float kt[TILE_DEPTH * TILE_COLS];
                     fill_nan(got, QUERIES * ROWS + 64);
                     c0 = c0 / 16 * 16;
@@ -129,21 +140,27 @@ static void test_values(void **unused)
     for (int k = 0; (tile = tile_number(k)); k++)
         for (int t = 0; t < 3; t++)
             for (size_t w = 0; w < sizeof widths / sizeof *widths; w++)
-                for (int n_q = 1; n_q <= QUERIES; n_q++) {
-                    int E = widths[w], t0 = (int)(random_bits() % 9), t1 = t0 + (int)(random_bits() % 50);
+                for (int n_q = 1; n_q <= 2 * QUERIES; n_q++) {
+                    bool fours = n_q > QUERIES;
+                    int n_o = fours ? n_q - QUERIES : n_q, E = widths[w], n = (int)(random_bits() % ROWS);
+                    if (fours) n -= n % 4;
                     fill_rows(E, types[t]);
                     fill_nan(p, QUERIES * ROWS);
                     fill_nan(o, QUERIES * WIDTH);
-                    for (int i = 0; i < n_q; i++) {
-                        for (int r = t0; r < t1; r++) p[i * ROWS + r] = unit();
+                    for (int i = 0; i < n_o; i++) {
+                        for (int r = 0; r < n; r++) p[i * ROWS + r] = unit();
                         for (int e = 0; e < E; e++) o[i * WIDTH + e] = 1;
                     }
-                    tile->values(o, WIDTH, p, ROWS, n_q, row_at, 0, row_at, t0, t1, E, types[t]);
+                    struct tile_asks asks = {four_at, four_at, n_q % 2};
+                    if (!fours) tile->values(o, WIDTH, p, ROWS, n_o, row_at, n, E, types[t]);
+                    else
+                        tile->values_fours(o, WIDTH, p, ROWS, n_o, four_at, n / 4, n_q % 3 ? &asks : NULL, E,
+                                           types[t]);
                     for (int i = 0; i < QUERIES; i++)
                         for (int e = 0; e < WIDTH; e++) {
                             double x = 1;
-                            for (int r = t0; r < t1; r++) x += (double)p[i * ROWS + r] * row_value[r][e];
-                            if (i >= n_q || e >= E) assert_true(isnan(o[i * WIDTH + e]));
+                            for (int r = 0; r < n; r++) x += (double)p[i * ROWS + r] * row_value[r][e];
+                            if (i >= n_o || e >= E) assert_true(isnan(o[i * WIDTH + e]));
                             else assert_true(fabs((double)o[i * WIDTH + e] - x) < 3e-5);
                         }
                 }
@@ -425,7 +442,8 @@ static void check_code_scores(const struct tile *t, enum summary_type type, int 
     uint16_t scale[ROWS][2];
     int half = type == SUMMARY_Q4 ? E / 2 : E,
         padded = (half + TILE_CODE_PAD - 1) / TILE_CODE_PAD * TILE_CODE_PAD;
-    q = (struct tile_codes){.type = type, .n_q = n_q, .E = E, .length = E / half * padded};
+    q = (struct tile_codes){
+        .type = type, .n_q = n_q, .E = E, .length = E / half * padded, .drops = random_bits() % 2};
     for (int i = 0; i < n_q; i++) {
         q.scale[i] = unit();
         for (int e = 0; e < E; e++) {
