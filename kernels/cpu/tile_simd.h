@@ -41,20 +41,38 @@ INLINE void vec_join(vec *a, vec *b, const enum dtype type)
     *b = high;
 }
 
-/* Of the i-th four asks for the lines that begin in bytes [at,at+n), where `asks` is not NULL; `at` is a multiple of n. */
-INLINE void ask_four(const struct tile_asks *asks, int i, size_t at, const size_t n)
+/* What to ask for with one four (struct tile_asks); ahead is NULL for nothing, twice where nothing is dropped. */
+struct ask {
+    const char *ahead, *again, *twice;
+};
+
+INLINE struct ask ask_of(const struct tile_asks *asks, int i)
 {
-    if (!asks || (n < 64 && at % 64)) return;
-    const char *ahead = asks->ahead[i] + at, *again = asks->again[i + TILE_AGAIN] + at,
-               *twice = asks->again[i + TILE_AGAIN_TWICE] + at;
-    for (size_t line = 0; line < n; line += 64) _mm_prefetch(ahead + line, PREFETCH);
-    if (asks->drops)
+    if (!asks) return (struct ask){NULL, NULL, NULL};
+    return (struct ask){asks->ahead[i], asks->again[i + TILE_AGAIN],
+                        asks->drops ? asks->again[i + TILE_AGAIN_TWICE] : NULL};
+}
+
+/* Ask for the lines that begin in bytes [at,at+n) of the four, `at` a multiple of n. What is asked for again is asked for in
+ * the order of loads, from which the first cache's prefetchers guess as well. */
+INLINE void ask_ahead(struct ask a, size_t at, const size_t n)
+{
+    if (!a.ahead || (n < 64 && at % 64)) return;
+#pragma GCC unroll 4
+    for (size_t line = 0; line < n; line += 64) _mm_prefetch(a.ahead + at + line, PREFETCH);
+}
+INLINE void ask_again(struct ask a, size_t at, const size_t n)
+{
+    if (!a.ahead || (n < 64 && at % 64)) return;
+    if (a.twice)
+#pragma GCC unroll 2
         for (size_t line = 0; line < n; line += 64) {
-            _mm_prefetch(twice + line, PREFETCH);
-            _mm_prefetch(again + line, PREFETCH);
+            _mm_prefetch(a.twice + at + line, PREFETCH);
+            _mm_prefetch(a.again + at + line, PREFETCH);
         }
     else
-        for (size_t line = 0; line < n; line += 64) _mm_prefetch(again + line, _MM_HINT_T0);
+#pragma GCC unroll 2
+        for (size_t line = 0; line < n; line += 64) _mm_prefetch(a.again + at + line, _MM_HINT_T0);
 }
 
 /* Asks for the lines that begin in bytes [at,at+n) of four rows, where `row` is not NULL; `at` is a multiple of n. */
@@ -71,13 +89,14 @@ INLINE void ask_rows(const char *const *row, size_t at, const size_t n, const bo
 
 /* Products of NQ queries with four rows: sums per lane, then over the lanes. q: blocks of 2 * LANES elements
  * as vec_even and vec_odd take them from a row, zeros behind the last. Between the products it asks for the rows at `ahead`
- * and, for the first cache, at `soon`, or for the i-th of `asks`: all at once would keep the loads waiting. */
+ * and, for the first cache, at `soon`, or for `asked`: all at once would keep the loads waiting. */
 INLINE void dots_block(float *s, size_t s_stride, const float *q, size_t q_stride, const char *const k[4],
-                       const char *const *ahead, const char *const *soon, const struct tile_asks *asks, int i,
-                       int width, const enum dtype type, const int NQ)
+                       const char *const *ahead, const char *const *soon, struct ask asked, int width,
+                       const enum dtype type, const int NQ)
 {
     vec a[DOT_Q][4];
-    const size_t step = 2 * LANES * (type == DTYPE_F32 ? 4 : 2);
+    const size_t row_bytes = (size_t)width * (type == DTYPE_F32 ? 4 : 2),
+                 step = 2 * LANES * (type == DTYPE_F32 ? 4 : 2);
 #pragma GCC unroll 8
     for (int j = 0; j < NQ; j++)
 #pragma GCC unroll 4
@@ -96,7 +115,8 @@ INLINE void dots_block(float *s, size_t s_stride, const float *q, size_t q_strid
             for (int r = 0; r < 4; r++) a[j][r] = vec_fma(w, x[r], a[j][r]);
         }
         ask_rows(soon, at, step, true);
-        ask_four(asks, i, 4 * at, 2 * step);
+#pragma GCC unroll 4
+        for (int r = 0; r < 4; r++) ask_again(asked, ROW_ORDER[r] * row_bytes + at, step);
 #pragma GCC unroll 4
         for (int r = 0; r < 4; r++)
             x[r] = whole ? vec_odd(k[r] + at, type) : vec_odd_n(k[r] + at, width, type);
@@ -107,7 +127,7 @@ INLINE void dots_block(float *s, size_t s_stride, const float *q, size_t q_strid
             for (int r = 0; r < 4; r++) a[j][r] = vec_fma(w, x[r], a[j][r]);
         }
         ask_rows(ahead, at, step, false);
-        ask_four(asks, i, 4 * at + 2 * step, 2 * step);
+        ask_ahead(asked, 4 * at, 4 * step);
     }
 #pragma GCC unroll 8
     for (int j = 0; j < NQ; j++)
@@ -133,14 +153,16 @@ INLINE void dots_queries(float *s, size_t s_stride, const float *q, size_t q_str
             const char *from = rows->four[i],
                        *k[4] = {from + ROW_ORDER[0] * bytes, from + ROW_ORDER[1] * bytes,
                                 from + ROW_ORDER[2] * bytes, from + ROW_ORDER[3] * bytes};
-            dots_block(s, s_stride, q, q_stride, k, NULL, NULL, ask ? rows->asks : NULL, i, width, type, NQ);
+            dots_block(s, s_stride, q, q_stride, k, NULL, NULL, ask_of(ask ? rows->asks : NULL, i), width,
+                       type, NQ);
         }
         return;
     }
     const char *const *ahead = ask ? rows->ahead : NULL;
     for (int c = rows->c0; c < rows->c1; c += 4)
         dots_block(s + c, s_stride, q, q_stride, rows->row + c, ahead ? ahead + c : NULL,
-                   ahead && c + AGAIN < rows->c1 ? rows->row + c + AGAIN : NULL, NULL, 0, width, type, NQ);
+                   ahead && c + AGAIN < rows->c1 ? rows->row + c + AGAIN : NULL, ask_of(NULL, 0), width, type,
+                   NQ);
 }
 
 INLINE void dots_type(float *s, size_t s_stride, const float *q, size_t q_stride, int n_q,
@@ -321,16 +343,20 @@ INLINE void values_block(float *o, size_t o_stride, const float *p, size_t p_str
 #pragma GCC unroll 2
         for (int v = 0; v + 2 <= NV; v += 2) vec_part(&a[i][v], &a[i][v + 1], type);
     }
+    const size_t order[4] = {ROW_ORDER[0] * row_bytes, ROW_ORDER[1] * row_bytes, ROW_ORDER[2] * row_bytes,
+                             ROW_ORDER[3] * row_bytes};
     for (int t = 0; t < n; t++) {
         const char *from = list[t] + offset;
         if (!FOURS) {
             add_values(a, from, p + t, p_stride, tail, type, NQ, NV);
             continue;
         }
-#pragma GCC unroll 4
-        for (int r = 0; r < 4; r++) {
-            add_values(a, from + ROW_ORDER[r] * row_bytes, p + 4 * t + r, p_stride, tail, type, NQ, NV);
-            ask_four(asks, t, 4 * offset + (size_t)r * width, width);
+        struct ask asked = ask_of(asks, t);
+#pragma GCC unroll 1 /* or what is added up does not stay in registers */
+        for (size_t r = 0; r < 4; r++) {
+            add_values(a, from + order[r], p + 4 * t + r, p_stride, tail, type, NQ, NV);
+            ask_ahead(asked, 4 * offset + r * width, width);
+            ask_again(asked, offset + order[r], width);
         }
     }
 #pragma GCC unroll 8
