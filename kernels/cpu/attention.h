@@ -43,9 +43,9 @@ struct tile_codes {
     int8_t q[TILE_MAX_G][2 * TILE_MAX_E], abs[TILE_MAX_G][2 * TILE_MAX_E];
 };
 
-/* The order in which four rows are loaded, and in which a four's rows are columns. The first cache's prefetchers must not guess what comes next: what they ask for
- * behind the end of a page, or of a block's pages, nobody wants, and it takes the memory's time. They guess when rows are
- * loaded in ascending order. Prefetches ascend. */
+/* The order in which four rows are loaded, and in which a four's rows are columns. The first cache's prefetchers must not
+ * guess what comes next: what they ask for behind the end of a page, or of a block's pages, nobody wants, and it takes the
+ * memory's time. They guess when rows are loaded, or asked for into that cache, in ascending order. */
 static const int ROW_ORDER[4] = {1, 3, 0, 2};
 
 /* Pages whose summaries have codes and lie one behind the other; scales: pairs of bf16, scale_c in the low half. */

@@ -98,9 +98,9 @@ INLINE void dots_block(float *s, size_t s_stride, const float *q, size_t q_strid
     const size_t row_bytes = (size_t)width * (type == DTYPE_F32 ? 4 : 2),
                  step = 2 * LANES * (type == DTYPE_F32 ? 4 : 2);
 #pragma GCC unroll 8
-    for (int j = 0; j < NQ; j++)
+    for (int i = 0; i < NQ; i++)
 #pragma GCC unroll 4
-        for (int r = 0; r < 4; r++) a[j][r] = vec_zero();
+        for (int r = 0; r < 4; r++) a[i][r] = vec_zero();
     size_t at = 0;
     for (; width > 0; width -= 2 * LANES, at += step, q += 2 * LANES) {
         vec x[4];
@@ -109,10 +109,10 @@ INLINE void dots_block(float *s, size_t s_stride, const float *q, size_t q_strid
         for (int r = 0; r < 4; r++)
             x[r] = whole ? vec_even(k[r] + at, type) : vec_even_n(k[r] + at, width, type);
 #pragma GCC unroll 8
-        for (int j = 0; j < NQ; j++) {
-            vec w = vec_load(q + (size_t)j * q_stride);
+        for (int i = 0; i < NQ; i++) {
+            vec w = vec_load(q + (size_t)i * q_stride);
 #pragma GCC unroll 4
-            for (int r = 0; r < 4; r++) a[j][r] = vec_fma(w, x[r], a[j][r]);
+            for (int r = 0; r < 4; r++) a[i][r] = vec_fma(w, x[r], a[i][r]);
         }
         ask_rows(soon, at, step, true);
 #pragma GCC unroll 4
@@ -121,17 +121,17 @@ INLINE void dots_block(float *s, size_t s_stride, const float *q, size_t q_strid
         for (int r = 0; r < 4; r++)
             x[r] = whole ? vec_odd(k[r] + at, type) : vec_odd_n(k[r] + at, width, type);
 #pragma GCC unroll 8
-        for (int j = 0; j < NQ; j++) {
-            vec w = vec_load(q + (size_t)j * q_stride + LANES);
+        for (int i = 0; i < NQ; i++) {
+            vec w = vec_load(q + (size_t)i * q_stride + LANES);
 #pragma GCC unroll 4
-            for (int r = 0; r < 4; r++) a[j][r] = vec_fma(w, x[r], a[j][r]);
+            for (int r = 0; r < 4; r++) a[i][r] = vec_fma(w, x[r], a[i][r]);
         }
         ask_rows(ahead, at, step, false);
         ask_ahead(asked, 4 * at, 4 * step);
     }
 #pragma GCC unroll 8
-    for (int j = 0; j < NQ; j++)
-        _mm_storeu_ps(s + (size_t)j * s_stride, vec_reduce4(a[j][0], a[j][1], a[j][2], a[j][3]));
+    for (int i = 0; i < NQ; i++)
+        _mm_storeu_ps(s + (size_t)i * s_stride, vec_reduce4(a[i][0], a[i][1], a[i][2], a[i][3]));
 }
 
 /* What queries are multiplied with: rows one by one, or (four) fours. */
