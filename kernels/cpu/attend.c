@@ -52,7 +52,7 @@ struct chunk {
     const int32_t *page;
     const char *four[2 * MAX_FOURS]; /* as they lie: of a page its keys, then its values; zero rows behind */
     const int32_t *last_loaded;      /* of the kv head's pages ... */
-    int32_t loaded[MAX_CHUNK / 4];   /* ... and of the chunk's, once a revised row asks */
+    int32_t loaded[MAX_FOURS];       /* ... and of the chunk's, once a revised row asks */
 };
 
 /* What a row reads of a chunk: n tokens, as fours of keys and as many of values, filled up with zero rows. Behind them the

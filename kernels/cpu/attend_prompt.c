@@ -99,7 +99,7 @@ static void add_values(const struct prompt *a, struct block *k, int first, int n
         a->amx->add(k->o, k->score, k->amx_v, first, first + n_q, m->E);
     } else {
         a->tile->values(k->o + first * m->E, (size_t)m->E, k->score + first * TILE_COLS, TILE_COLS, n_q,
-                        k->value, n, m->E, DTYPE_F32);
+                        k->value, n, m->E);
     }
 }
 

@@ -102,10 +102,10 @@ struct tile {
      * sum of the weights so far. What was summed with the old m must be multiplied by factor (n_q); the sum
      * is already. */
     void (*weigh)(float *s, size_t s_stride, int n_q, int n, float scale, float *ml, float *factor);
-    /* o (n_q,E) += sum over t < n of p[i][t] times the E values at row[t]. */
+    /* o (n_q,E) += sum over t < n of p[i][t] times the E values of f32 at row[t]. */
     void (*values)(float *o, size_t o_stride, const float *p, size_t p_stride, int n_q,
-                   const char *const *row, int n, int E, enum dtype type);
-    /* The same of the rows of four (n), p's columns as dots_fours() has them. */
+                   const char *const *row, int n, int E);
+    /* The same of the rows of four (n), of any type, p's columns as dots_fours() has them. */
     void (*values_fours)(float *o, size_t o_stride, const float *p, size_t p_stride, int n_q,
                          const char *const *four, int n, const struct tile_asks *asks, int E,
                          enum dtype type);

@@ -48,7 +48,7 @@ static float combine_parts(const struct merge *a, float *o, int row, int n_split
         l += weight[n] * a->part.ml[2 * at + 1];
         part[n++] = (const char *)(a->part.out + at * (size_t)a->m->E);
     }
-    a->tile->values(o, 0, weight, 0, 1, part, n, a->m->E, DTYPE_F32);
+    a->tile->values(o, 0, weight, 0, 1, part, n, a->m->E);
     a->tile->scale(o, a->m->E, 1 / l);
     return m + logf(l);
 }

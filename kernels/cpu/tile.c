@@ -72,8 +72,8 @@ static void weigh(float *s, size_t s_stride, int n_q, int n, float scale, float 
     }
 }
 
-static void values(float *o, size_t o_stride, const float *p, size_t p_stride, int n_q,
-                   const char *const *row, int n, int E, enum dtype type)
+static void add_rows(float *o, size_t o_stride, const float *p, size_t p_stride, int n_q,
+                     const char *const *row, int n, int E, enum dtype type)
 {
     for (int t = 0; t < n; t++) {
         float v[TILE_MAX_E];
@@ -83,6 +83,12 @@ static void values(float *o, size_t o_stride, const float *p, size_t p_stride, i
             for (int e = 0; e < E; e++) o[(size_t)i * o_stride + (size_t)e] += w * v[e];
         }
     }
+}
+
+static void values(float *o, size_t o_stride, const float *p, size_t p_stride, int n_q,
+                   const char *const *row, int n, int E)
+{
+    add_rows(o, o_stride, p, p_stride, n_q, row, n, E, DTYPE_F32);
 }
 
 /* The rows of a four, as columns have them. */
@@ -109,7 +115,7 @@ static void values_fours(float *o, size_t o_stride, const float *p, size_t p_str
     for (int i = 0; i < n; i++) {
         const char *row[4];
         rows_of(row, four[i], E, type);
-        values(o, o_stride, p + 4 * i, p_stride, n_q, row, 4, E, type);
+        add_rows(o, o_stride, p + 4 * i, p_stride, n_q, row, 4, E, type);
     }
 }
 

@@ -406,12 +406,9 @@ INLINE void values_type(float *o, size_t o_stride, const float *p, size_t p_stri
 }
 
 static void values(float *o, size_t o_stride, const float *p, size_t p_stride, int n_q,
-                   const char *const *row, int n, int E, enum dtype type)
+                   const char *const *row, int n, int E)
 {
-    if (type == DTYPE_F32) values_type(o, o_stride, p, p_stride, n_q, row, n, NULL, E, DTYPE_F32, false);
-    else if (type == DTYPE_BF16)
-        values_type(o, o_stride, p, p_stride, n_q, row, n, NULL, E, DTYPE_BF16, false);
-    else values_type(o, o_stride, p, p_stride, n_q, row, n, NULL, E, DTYPE_F16, false);
+    values_type(o, o_stride, p, p_stride, n_q, row, n, NULL, E, DTYPE_F32, false);
 }
 
 static void values_fours(float *o, size_t o_stride, const float *p, size_t p_stride, int n_q,
